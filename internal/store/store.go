@@ -6,7 +6,6 @@
 package store
 
 import (
-	"io"
 	"time"
 
 	"github.com/skep-dev/skep/internal/cluster"
@@ -62,42 +61,6 @@ type Entry struct {
 	Changes []Change
 }
 
-// Store is the replicated state of one manager, plus what the leader alone
-// observes (see Observe). All methods are safe for concurrent use.
-type Store struct{}
-
-// New returns an empty store.
-func New() *Store { return &Store{} }
-
-// Apply makes an entry's changes at the log index index and wakes the watchers.
-func (s *Store) Apply(index uint64, e Entry) error { panic("todo") }
-
-// View returns a consistent, immutable picture of all tables.
-func (s *Store) View() View { panic("todo") }
-
-// Watch returns a channel of capacity 1 that is signalled after each change to
-// one of the kinds (none: any kind), and a function that ends the watch. Signals
-// carry no data and merge. Watch before the first View.
-func (s *Store) Watch(kinds ...Kind) (<-chan struct{}, func()) { panic("todo") }
-
-// Observe sets a task's soft status: one that is not worth a log entry (the
-// steps between ASSIGNED and RUNNING). Views show the later of the logged and
-// the soft one. It is the leader's own and gone with its leadership.
-func (s *Store) Observe(taskID string, st cluster.Status) { panic("todo") }
-
-// ObserveNode sets a node's soft state (UNKNOWN after a change of leader);
-// the zero status takes it back.
-func (s *Store) ObserveNode(nodeID string, st cluster.NodeStatus) { panic("todo") }
-
-// ForgetObserved drops everything soft, at the end of leadership.
-func (s *Store) ForgetObserved() { panic("todo") }
-
-// Snapshot writes all tables (nothing soft) as they are now.
-func (s *Store) Snapshot(w io.Writer) error { panic("todo") }
-
-// Restore replaces all tables by a snapshot.
-func (s *Store) Restore(r io.Reader) error { panic("todo") }
-
 // View is a consistent picture of the store. Objects are shared and must not be
 // changed: copy the struct, change the copy. Lists are sorted by id, tasks of a
 // service by slot, then node, then creation.
@@ -121,8 +84,10 @@ type View interface {
 	NetworkByName(name string) *cluster.Network
 	Networks() []*cluster.Network
 	Secret(id string) *cluster.Secret
+	SecretByName(name string) *cluster.Secret
 	Secrets() []*cluster.Secret
 	Config(id string) *cluster.Config
+	ConfigByName(name string) *cluster.Config
 	Configs() []*cluster.Config
 }
 
@@ -193,6 +158,36 @@ func UpdateNetwork(o *cluster.Network) Change {
 // DeleteNetwork removes a network.
 func DeleteNetwork(o *cluster.Network) Change {
 	return Change{Op: OpDelete, Kind: KindNetwork, ID: o.ID, Expect: o.Version}
+}
+
+// CreateSecret adds a secret.
+func CreateSecret(o *cluster.Secret) Change {
+	return Change{Op: OpCreate, Kind: KindSecret, ID: o.ID, Secret: o}
+}
+
+// UpdateSecret writes a secret.
+func UpdateSecret(o *cluster.Secret) Change {
+	return Change{Op: OpUpdate, Kind: KindSecret, ID: o.ID, Expect: o.Version, Secret: o}
+}
+
+// DeleteSecret removes a secret.
+func DeleteSecret(o *cluster.Secret) Change {
+	return Change{Op: OpDelete, Kind: KindSecret, ID: o.ID, Expect: o.Version}
+}
+
+// CreateConfig adds a config.
+func CreateConfig(o *cluster.Config) Change {
+	return Change{Op: OpCreate, Kind: KindConfig, ID: o.ID, Config: o}
+}
+
+// UpdateConfig writes a config.
+func UpdateConfig(o *cluster.Config) Change {
+	return Change{Op: OpUpdate, Kind: KindConfig, ID: o.ID, Expect: o.Version, Config: o}
+}
+
+// DeleteConfig removes a config.
+func DeleteConfig(o *cluster.Config) Change {
+	return Change{Op: OpDelete, Kind: KindConfig, ID: o.ID, Expect: o.Version}
 }
 
 // PutCluster writes the cluster object; the first one makes it.
