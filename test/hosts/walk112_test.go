@@ -69,7 +69,7 @@ func walkTokens(f *fleet) {
 		f.t.Fatalf("after rotation manager2 shows %s; it was %s", fresh, old)
 	}
 	f.skep("machine", "create", "stranger")
-	f.refused(1, "invalid join token", "stranger", "swarm join --token "+old+" "+f.ip("manager1")+":2377")
+	f.refused(1, "A valid join token is necessary to join this cluster", "stranger", "swarm join --token "+old+" "+f.ip("manager1")+":2377")
 	if s := f.do("stranger", "info --format {{.Swarm.LocalNodeState}}"); s != "inactive" {
 		f.t.Fatalf("a refused join left the node %s", s)
 	}
