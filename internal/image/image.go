@@ -4,29 +4,102 @@
 package image
 
 import (
-	"context"
-	"io"
-	"time"
+	"log/slog"
+	"net/netip"
+	"sync"
 
-	"github.com/moby/moby/api/types/image"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/jsonstream"
-	"github.com/moby/moby/api/types/registry"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/singleflight"
 
-	"github.com/skep-dev/skep/internal/cluster"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 )
 
-var errTodo = cluster.NotImplementedf("not implemented")
+// Config is what New makes a Store from. Only Client is needed.
+type Config struct {
+	Client *containerd.Client
+	// Namespace is containerd's; empty means the client's default one.
+	Namespace string
+	// Snapshotter is "overlayfs" unless set.
+	Snapshotter string
+	// Insecure lists registries (host, host:port or CIDR) that may be reached
+	// without verified TLS or by plain HTTP. Loopback always may.
+	Insecure []string
+	// Mirrors are URLs that are asked for docker.io's images first.
+	Mirrors []string
+	// Publish hears of what happens to images; *engine.Engine's has this form.
+	Publish func(typ events.Type, action events.Action, actor events.Actor)
+	// InUse returns a container made from the image, a running one if there is
+	// one, or "".
+	InUse func(imageID string) (containerID string, running bool)
+	Log   *slog.Logger
+}
 
 // Store is the images of one daemon. A ref is a name with an optional tag or
 // digest, an id, or a unique prefix of one.
-type Store struct{}
+//
+// Names are containerd's image records in their full form: one record for each
+// tag (docker.io/library/x:latest), one for each digest an image was pulled by
+// (docker.io/library/x@sha256:…), and "dangling@sha256:…" for an image that has
+// lost its last name. Containerd's garbage collector does the rest.
+type Store struct {
+	client      *containerd.Client
+	ns          string
+	snapshotter string
+	insecure    map[string]bool
+	cidrs       []netip.Prefix
+	mirrors     []string
+	publish     func(events.Type, events.Action, events.Actor)
+	inUse       func(string) (string, bool)
+	log         *slog.Logger
+
+	loading  chan struct{} // held by the one Load that reads an archive
+	unpacks  singleflight.Group
+	mu       sync.Mutex
+	metas    map[digest.Digest]*meta // by the target's digest; guarded by mu
+	usage    map[digest.Digest]int64 // by chain id: bytes of that layer alone; guarded by mu
+	maxCache int
+}
+
+// New makes a Store. It reads nothing.
+func New(cfg Config) *Store {
+	s := &Store{
+		client: cfg.Client, ns: cfg.Namespace, snapshotter: cfg.Snapshotter, insecure: map[string]bool{},
+		mirrors: cfg.Mirrors, publish: cfg.Publish, inUse: cfg.InUse, log: cfg.Log,
+		loading: make(chan struct{}, 1), metas: map[digest.Digest]*meta{}, usage: map[digest.Digest]int64{}, maxCache: 4096,
+	}
+	if s.snapshotter == "" {
+		s.snapshotter = "overlayfs"
+	}
+	if s.publish == nil {
+		s.publish = func(events.Type, events.Action, events.Actor) {}
+	}
+	if s.inUse == nil {
+		s.inUse = func(string) (string, bool) { return "", false }
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	for _, r := range append([]string{"127.0.0.0/8", "::1/128"}, cfg.Insecure...) {
+		if p, err := netip.ParsePrefix(r); err == nil {
+			s.cidrs = append(s.cidrs, p)
+		} else {
+			s.insecure[r] = true
+		}
+	}
+	return s
+}
 
 // Image is what a container is made from.
 type Image struct {
 	ID     string // sha256:… of the configuration
 	Name   string // the familiar name it was found by
 	Config ocispec.Image
+	// Ext holds what Docker adds to the configuration: health check, ONBUILD, shell.
+	Ext dockerspec.DockerOCIImageConfigExt
 	// ChainID is the snapshot its layers are unpacked into.
 	ChainID string
 	// RepoDigest is name@sha256:… where it is known.
@@ -40,60 +113,4 @@ type Progress func(jsonstream.Message)
 type ListOptions struct {
 	All     bool
 	Filters map[string]map[string]bool
-}
-
-// Resolve finds an image and makes sure that its layers are unpacked. An unknown
-// one is errdefs.ErrNotFound in Docker's words ("No such image: x").
-func (s *Store) Resolve(ctx context.Context, ref string) (Image, error) { return Image{}, errTodo }
-
-// Pull fetches an image from its registry.
-func (s *Store) Pull(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, progress Progress) error {
-	return errTodo
-}
-
-// Digest asks the registry for what ref points at and its platforms, as the
-// /distribution endpoint answers.
-func (s *Store) Digest(ctx context.Context, ref string, auth *registry.AuthConfig) (registry.DistributionInspect, error) {
-	return registry.DistributionInspect{}, errTodo
-}
-
-// Load reads a tar of docker save's or OCI's layout (compressed or not).
-func (s *Store) Load(ctx context.Context, tar io.Reader, progress Progress) error { return errTodo }
-
-// Save writes images as a tar that Load reads.
-func (s *Store) Save(ctx context.Context, refs []string, w io.Writer) error { return errTodo }
-
-// Import makes an image of one layer out of a file system's tar. changes are
-// Dockerfile instructions (CMD, ENV, EXPOSE …).
-func (s *Store) Import(ctx context.Context, tar io.Reader, ref, message string, changes []string, platform *ocispec.Platform) (id string, err error) {
-	return "", errTodo
-}
-
-// Tag gives an image another name.
-func (s *Store) Tag(ctx context.Context, ref, target string) error { return errTodo }
-
-// List returns what image ls shows.
-func (s *Store) List(ctx context.Context, opts ListOptions) ([]image.Summary, error) {
-	return nil, errTodo
-}
-
-// Inspect returns everything about an image.
-func (s *Store) Inspect(ctx context.Context, ref string) (image.InspectResponse, error) {
-	return image.InspectResponse{}, errTodo
-}
-
-// History returns the steps that made an image, newest first.
-func (s *Store) History(ctx context.Context, ref string) ([]image.HistoryResponseItem, error) {
-	return nil, errTodo
-}
-
-// Remove removes a name, and the image with its last one. inUse returns the id
-// of a container that uses the image id, or "".
-func (s *Store) Remove(ctx context.Context, ref string, force, prune bool) ([]image.DeleteResponse, error) {
-	return nil, errTodo
-}
-
-// Prune removes dangling images (or, with all, unused ones).
-func (s *Store) Prune(ctx context.Context, all bool, until time.Time) (image.PruneReport, error) {
-	return image.PruneReport{}, errTodo
 }
