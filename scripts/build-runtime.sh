@@ -1,0 +1,45 @@
+#!/bin/sh
+# Builds runc and the shim from pinned modules into bin/runtime and, compressed,
+# into internal/runtime/bin, where the skep binary embeds them from. What is
+# already there for the same sources is left alone. `make build` calls this.
+set -eu
+cd "$(dirname "$0")/.."
+out=bin/runtime
+embed=internal/runtime/bin
+mkdir -p "$out" "$embed"
+
+# build NAME KEY COMMAND…: runs the command, which leaves $out/NAME, unless it
+# was last run for the same KEY.
+build() {
+	name=$1 key=$2
+	shift 2
+	if [ -s "$embed/$name.gz" ] && [ -x "$out/$name" ] && [ "$(cat "$out/$name.key" 2>/dev/null)" = "$key" ]; then
+		return 0
+	fi
+	echo "building $name" >&2
+	"$@"
+	gzip -9 -n -c "$out/$name" >"$embed/$name.gz.new"
+	mv "$embed/$name.gz.new" "$embed/$name.gz"
+	printf '%s' "$key" >"$out/$name.key"
+}
+
+build_runc() {
+	root=$PWD
+	(cd third_party/runc && CGO_ENABLED=1 go build -trimpath \
+		-tags 'seccomp urfave_cli_no_docs netgo osusergo' \
+		-ldflags '-s -w -extldflags "-static"' \
+		-o "$root/$out/runc" github.com/opencontainers/runc)
+}
+
+build_shim() {
+	CGO_ENABLED=0 go build -trimpath -tags no_grpc -ldflags '-s -w' -o "$out/shim" ./internal/runtime/shim
+}
+
+sum() { cat "$@" | sha256sum | cut -d' ' -f1; }
+gover=$(go env GOVERSION)
+if ! [ -f /usr/include/seccomp.h ]; then
+	echo "runc needs libseccomp's headers and static library (Debian: libseccomp-dev)" >&2
+	exit 1
+fi
+build runc "$gover $(sum third_party/runc/go.mod third_party/runc/go.sum scripts/build-runtime.sh)" build_runc
+build shim "$gover $(sum go.mod scripts/build-runtime.sh internal/runtime/shim/*.go internal/runtime/stdio/*.go)" build_shim
