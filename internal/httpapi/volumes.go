@@ -1,0 +1,200 @@
+package httpapi
+
+import (
+	"context"
+	"io/fs"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/volume"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/engine"
+)
+
+// anonymousLabel marks a volume that was made without a name.
+const anonymousLabel = "com.docker.volume.anonymous"
+
+func (s *Server) volumeRoutes() []route {
+	return []route{
+		{"GET /volumes", s.volumeList},
+		{"POST /volumes/create", s.volumeCreate},
+		{"POST /volumes/prune", s.volumePrune},
+		{"GET /volumes/{name}", s.volumeInspect},
+		{"PUT /volumes/{name}", absent("updating cluster volumes")},
+		{"DELETE /volumes/{name}", s.volumeRemove},
+	}
+}
+
+func (s *Server) volumeList(w http.ResponseWriter, r *http.Request) error {
+	filters, err := filterParam(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	if err := checkFilters(filters, "dangling", "driver", "label", "name"); err != nil {
+		return err
+	}
+	list, err := s.Volumes.List(r.Context(), filters)
+	if err != nil {
+		return err
+	}
+	list.Volumes = orEmpty(list.Volumes)
+	return writeJSON(w, http.StatusOK, list)
+}
+
+func (s *Server) volumeCreate(w http.ResponseWriter, r *http.Request) error {
+	var req volume.CreateRequest
+	if err := readOptionalJSON(r, &req); err != nil {
+		return err
+	}
+	if req.ClusterVolumeSpec != nil {
+		return cluster.NotImplementedf("cluster volumes are not implemented")
+	}
+	v, err := s.Volumes.Create(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusCreated, v)
+}
+
+func (s *Server) volumeInspect(w http.ResponseWriter, r *http.Request) error {
+	v, err := s.Volumes.Inspect(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, v)
+}
+
+func (s *Server) volumeRemove(w http.ResponseWriter, r *http.Request) error {
+	return noContent(w, s.Volumes.Remove(r.Context(), r.PathValue("name"), boolParam(r.URL.Query(), "force")))
+}
+
+// volumePrune removes the volumes that no container refers to: since 1.42 only
+// the nameless ones unless all are asked for.
+func (s *Server) volumePrune(w http.ResponseWriter, r *http.Request) error {
+	filters, err := filterParam(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	if err := checkFilters(filters, "label", "label!", "all"); err != nil {
+		return err
+	}
+	all, err := boolFilter(filters, "all", before(r, "1.42"))
+	if err != nil {
+		return err
+	}
+	keep, err := pruneFilter(filters)
+	if err != nil {
+		return err
+	}
+	used, err := s.volumesInUse(r.Context())
+	if err != nil {
+		return err
+	}
+	list, err := s.Volumes.List(r.Context(), nil)
+	if err != nil {
+		return err
+	}
+	report := volume.PruneReport{VolumesDeleted: []string{}}
+	for _, v := range list.Volumes {
+		_, anonymous := v.Labels[anonymousLabel]
+		if used[v.Name] > 0 || !all && !anonymous || !keep(v.Labels, 0) {
+			continue
+		}
+		size := treeSize(v.Mountpoint)
+		err := s.Volumes.Remove(r.Context(), v.Name, false)
+		switch {
+		case errdefs.IsConflict(err), errdefs.IsNotFound(err):
+			continue
+		case err != nil:
+			return err
+		}
+		report.VolumesDeleted = append(report.VolumesDeleted, v.Name)
+		report.SpaceReclaimed += uint64(size)
+	}
+	s.Containers.Publish(events.VolumeEventType, events.ActionPrune, events.Actor{
+		Attributes: map[string]string{"reclaimed": strconv.FormatUint(report.SpaceReclaimed, 10)},
+	})
+	return writeJSON(w, http.StatusOK, report)
+}
+
+// volumesInUse counts the containers, running or not, that refer to each volume.
+func (s *Server) volumesInUse(ctx context.Context) (map[string]int, error) {
+	list, err := s.Containers.List(ctx, engine.ListOptions{All: true})
+	if err != nil {
+		return nil, err
+	}
+	used := map[string]int{}
+	for _, c := range list {
+		for _, m := range c.Mounts {
+			if m.Type == mount.TypeVolume {
+				used[m.Name]++
+			}
+		}
+	}
+	return used, nil
+}
+
+// treeSize is the disk space of the files below dir, or 0 if they cannot be
+// read. A file with several names counts once.
+func treeSize(dir string) int64 {
+	if dir == "" {
+		return 0
+	}
+	var total int64
+	seen := map[[2]uint64]bool{}
+	filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // vanished or unreadable: count what is there
+		}
+		info, err := d.Info()
+		if err != nil {
+			return nil
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 && !d.IsDir() {
+			key := [2]uint64{uint64(st.Dev), st.Ino}
+			if seen[key] {
+				return nil
+			}
+			seen[key] = true
+		}
+		total += info.Size()
+		return nil
+	})
+	return total
+}
+
+// pruneFilter returns the test of prune's label, label! and until filters on an
+// object's labels and creation time (in seconds; 0 where it has none).
+func pruneFilter(filters map[string]map[string]bool) (func(labels map[string]string, created int64) bool, error) {
+	var until time.Time
+	for v := range filters["until"] {
+		t, err := parseTime("until", v)
+		if err != nil {
+			return nil, err
+		}
+		until = t
+	}
+	return func(labels map[string]string, created int64) bool {
+		if !until.IsZero() && !time.Unix(created, 0).Before(until) {
+			return false
+		}
+		for want := range filters["label"] {
+			if !hasLabel(labels, want) {
+				return false
+			}
+		}
+		for unwanted := range filters["label!"] {
+			if hasLabel(labels, unwanted) {
+				return false
+			}
+		}
+		return true
+	}, nil
+}
