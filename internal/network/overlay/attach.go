@@ -1,0 +1,355 @@
+package overlay
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/cluster"
+)
+
+// AttachRequest is a task's or container's wish for its place in a network.
+type AttachRequest struct {
+	NetworkID string
+	ID        string // of the task or container
+	Addr      netip.Addr
+	NetNS     string // path of the container's network namespace
+	IfName    string // what the interface is to be called in it
+	// Gateway is the container's interface on the gateway bridge, which must be
+	// there already; nil if it has none. On the ingress network the container's
+	// default route is made to go by it.
+	Gateway *GatewayInfo
+}
+
+// GatewayInfo is a container's interface on its host's gateway bridge.
+type GatewayInfo struct {
+	IfName string
+	Addr   netip.Addr // the container's own
+	Via    netip.Addr // the bridge's
+}
+
+// attachment is a container's place in one network.
+type attachment struct {
+	network, id string
+	addr        netip.Addr
+	ifName      string
+	gateway     *GatewayInfo
+	netns       string
+}
+
+// The ingress network's answers go by a routing table of their own.
+const (
+	ingressTable    = 101
+	ingressPriority = 100
+)
+
+// vethName is the host's end of a container's place in a network.
+func vethName(networkID, id string) string {
+	sum := sha256.Sum256([]byte(networkID + "/" + id))
+	return fmt.Sprintf("skv%x", sum[:5])
+}
+
+// Attach gives a container its place in a network; one that it has already, from
+// this process or an earlier one, is left as it is. When it returns, the
+// services of the network can be reached from there. Kind of error: NotFound if
+// this node has no part in the network.
+func (o *Overlay) Attach(ctx context.Context, req AttachRequest) error {
+	if !req.Addr.Is4() {
+		return cluster.Invalidf("address %s: an overlay network needs an IPv4 address", req.Addr)
+	}
+	if req.IfName == "" || len(req.IfName) >= unix.IFNAMSIZ {
+		return cluster.Invalidf("interface name %q is not usable", req.IfName)
+	}
+	ns, id, err := openNS(req.NetNS)
+	if err != nil {
+		return fmt.Errorf("namespace %s: %w", req.NetNS, err)
+	}
+	defer ns.Close()
+	inside, err := netlink.NewHandleAt(ns, netlinkRoute)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	there, err := attached(inside, req)
+	if err != nil {
+		return err
+	}
+	v := o.view(req.NetworkID)
+	if !there {
+		if v == nil {
+			return cluster.NotFoundf("network %s not found", req.NetworkID)
+		}
+		if err := o.plug(v, ns, inside, req); err != nil {
+			return fmt.Errorf("network %s: %w", v.net.Name, err)
+		}
+	}
+	if v != nil && v.net.Ingress {
+		if err := routeIngress(ns, inside, v, req); err != nil {
+			return fmt.Errorf("network %s: %w", v.net.Name, err)
+		}
+	}
+	return o.syncSandbox(ctx, o.register(req, id))
+}
+
+// attached says whether the container has its interface already.
+func attached(inside *netlink.Handle, req AttachRequest) (bool, error) {
+	l, err := inside.LinkByName(req.IfName)
+	var none netlink.LinkNotFoundError
+	if errors.As(err, &none) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if l.Attrs().HardwareAddr.String() != hardware(req.Addr).String() {
+		return false, fmt.Errorf("interface %s: %w", req.IfName, errNoMAC)
+	}
+	addrs, err := inside.AddrList(l, unix.AF_INET)
+	if err != nil {
+		return false, err
+	}
+	for _, a := range addrs {
+		if a.IP.Equal(req.Addr.AsSlice()) {
+			return true, nil
+		}
+	}
+	// It is ours but was not finished.
+	return false, inside.LinkDel(l)
+}
+
+// plug makes the pair of interfaces: one in the container, one on the bridge.
+func (o *Overlay) plug(v *view, ns netns.NsHandle, inside *netlink.Handle, req AttachRequest) error {
+	o.mu.Lock()
+	d := o.devices[v.net.ID]
+	o.mu.Unlock()
+	if d == nil {
+		return cluster.Unavailablef("its devices are not ready on this node")
+	}
+	o.mu.Lock()
+	mtu := d.mtu
+	o.mu.Unlock()
+	name := vethName(req.NetworkID, req.ID)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.MasterIndex = name, mtu, d.bridge
+	attrs.Flags = net.FlagUp
+	pair := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: req.IfName, PeerHardwareAddr: hardware(req.Addr),
+		PeerNamespace: netlink.NsFd(ns), PeerMTU: uint32(mtu), PeerTxQLen: -1,
+	}
+	err := o.nl.LinkAdd(pair)
+	if errors.Is(err, unix.EEXIST) { // left by a container of this id that ended badly
+		if err = o.deleteLinks(name); err == nil {
+			err = o.nl.LinkAdd(pair)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", req.IfName, err)
+	}
+	err = configure(inside, req, v.net.Subnet.Bits())
+	if err != nil {
+		return errors.Join(fmt.Errorf("interface %s: %w", req.IfName, err), o.deleteLinks(name))
+	}
+	return nil
+}
+
+func configure(inside *netlink.Handle, req AttachRequest, bits int) error {
+	l, err := inside.LinkByName(req.IfName)
+	if err != nil {
+		return err
+	}
+	if err := inside.AddrAdd(l, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(req.Addr, bits))}); err != nil {
+		return err
+	}
+	return inside.LinkSetUp(l)
+}
+
+// routeIngress lets the answers of a task on the ingress network go back the
+// way their question came: what carries a mark goes out there, to whichever MAC
+// the rules write. The rest goes by the gateway, from the ingress address, which
+// is what a UDP socket without an address of its own must answer from.
+func routeIngress(ns netns.NsHandle, inside *netlink.Handle, v *view, req AttachRequest) error {
+	l, err := inside.LinkByName(req.IfName)
+	if err != nil {
+		return err
+	}
+	gw := v.net.Gateway
+	if !gw.Is4() {
+		gw = v.net.Subnet.Masked().Addr().Next()
+	}
+	index := l.Attrs().Index
+	if err := inside.NeighSet(&netlink.Neigh{
+		LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: gw.AsSlice(), HardwareAddr: hardware(gw),
+	}); err != nil {
+		return err
+	}
+	if err := inside.RouteReplace(&netlink.Route{
+		LinkIndex: index, Table: ingressTable, Gw: gw.AsSlice(), Dst: ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0)),
+	}); err != nil {
+		return err
+	}
+	if err := inside.RuleAdd(ingressRule()); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	if g := req.Gateway; g != nil {
+		out, err := inside.LinkByName(g.IfName)
+		if err != nil {
+			return fmt.Errorf("gateway interface %s: %w", g.IfName, err)
+		}
+		if err := inside.RouteReplace(&netlink.Route{
+			LinkIndex: out.Attrs().Index, Gw: g.Via.AsSlice(), Src: req.Addr.AsSlice(),
+			Dst: ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0)),
+		}); err != nil {
+			return fmt.Errorf("default route by %s: %w", g.Via, err)
+		}
+	}
+	// A client's address has its route elsewhere; 1 would drop it.
+	return sysctls(ns, map[string]string{"ipv4/conf/" + req.IfName + "/rp_filter": "2"})
+}
+
+// ingressRule is "not fwmark 0 lookup 101".
+func ingressRule() *netlink.Rule {
+	r := netlink.NewRule()
+	all := ^uint32(0)
+	r.Family, r.Priority, r.Table = unix.AF_INET, ingressPriority, ingressTable
+	r.Mark, r.Mask, r.Invert = 0, &all, true
+	return r
+}
+
+// register enters the attachment, before its rules are derived, so that a
+// change in between reaches it either way.
+func (o *Overlay) register(req AttachRequest, id nsID) *sandbox {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	sb := o.sandboxes[req.NetNS]
+	if sb == nil || sb.id != id {
+		sb = &sandbox{path: req.NetNS, id: id, turn: make(chan struct{}, 1), att: map[string]*attachment{}}
+		o.sandboxes[req.NetNS] = sb
+	}
+	sb.att[req.NetworkID] = &attachment{
+		network: req.NetworkID, id: req.ID, addr: req.Addr, ifName: req.IfName, gateway: req.Gateway, netns: req.NetNS,
+	}
+	return sb
+}
+
+// Detach takes a container out of a network. It is idempotent, and content with
+// a namespace that has ended.
+func (o *Overlay) Detach(ctx context.Context, networkID, id string) error {
+	o.mu.Lock()
+	var sb *sandbox
+	var was *attachment
+	for path, s := range o.sandboxes {
+		if a := s.att[networkID]; a != nil && a.id == id {
+			sb, was = s, a
+			delete(s.att, networkID)
+			if len(s.att) == 0 {
+				delete(o.sandboxes, path)
+			}
+		}
+	}
+	o.mu.Unlock()
+	if err := o.deleteLinks(vethName(networkID, id)); err != nil {
+		return err
+	}
+	if sb == nil {
+		return nil
+	}
+	if err := unrouteIngress(sb, was); err != nil {
+		return err
+	}
+	o.mu.Lock()
+	last := len(sb.att) == 0
+	o.mu.Unlock()
+	if last {
+		return o.clearSandbox(ctx, sb)
+	}
+	return o.syncSandbox(ctx, sb)
+}
+
+// unrouteIngress removes what routeIngress left that did not go with the
+// interface.
+func unrouteIngress(sb *sandbox, a *attachment) error {
+	ns, id, err := openNS(sb.path)
+	defer func() { closeNS(ns) }()
+	if err != nil || id != sb.id {
+		return ignoreMissing(err)
+	}
+	inside, err := netlink.NewHandleAt(ns, netlinkRoute)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	if _, err := inside.LinkByName(a.ifName); err == nil {
+		return nil // another network's now
+	}
+	rules, err := inside.RuleList(unix.AF_INET)
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		if r.Table == ingressTable && r.Priority == ingressPriority {
+			routes, err := inside.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: ingressTable}, netlink.RT_FILTER_TABLE)
+			if err != nil || len(routes) > 0 {
+				return err
+			}
+			return ignoreMissing(inside.RuleDel(ingressRule()))
+		}
+	}
+	return nil
+}
+
+// setSandboxMTU changes the MTU of both ends of a container's interface.
+func (o *Overlay) setSandboxMTU(sb *sandbox, networkID string, mtu int) error {
+	o.mu.Lock()
+	a := sb.att[networkID]
+	o.mu.Unlock()
+	if a == nil {
+		return nil
+	}
+	if l, err := o.nl.LinkByName(vethName(networkID, a.id)); err == nil {
+		if err := o.nl.LinkSetMTU(l, mtu); err != nil {
+			return err
+		}
+	}
+	ns, id, err := openNS(sb.path)
+	defer func() { closeNS(ns) }()
+	if err != nil || id != sb.id {
+		return ignoreMissing(err)
+	}
+	inside, err := netlink.NewHandleAt(ns, netlinkRoute)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	l, err := inside.LinkByName(a.ifName)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	return inside.LinkSetMTU(l, mtu)
+}
+
+// replug puts the containers of a network on its bridge, if that was made anew.
+func (o *Overlay) replug(networkID string, br netlink.Link) error {
+	for _, sb := range o.sandboxesOf(map[string]bool{networkID: true}) {
+		o.mu.Lock()
+		a := sb.att[networkID]
+		o.mu.Unlock()
+		if a == nil {
+			continue
+		}
+		l, err := o.nl.LinkByName(vethName(networkID, a.id))
+		if err != nil || l.Attrs().MasterIndex == br.Attrs().Index {
+			continue
+		}
+		if err := o.nl.LinkSetMaster(l, br); err != nil {
+			return err
+		}
+	}
+	return nil
+}

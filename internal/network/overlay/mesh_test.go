@@ -1,0 +1,305 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/cluster"
+)
+
+// ingressPlan publishes 8080 for a service whose one task is on host 2.
+func ingressPlan() *plan {
+	p := &plan{
+		net: cluster.WantedNetwork{
+			ID: "ingress", Name: "ingress", Driver: "overlay", VNI: 0x1000, Port: 4789, Ingress: true,
+			Subnet: netip.MustParsePrefix("10.0.9.0/24"), Gateway: netip.MustParseAddr("10.0.9.254"),
+		},
+		nodeAddrs: [4]string{"", "10.0.9.1", "10.0.9.2", "10.0.9.3"},
+	}
+	p.endpoint("m2", 2, "10.0.9.12", "web")
+	publish := func(proto string, port, target uint32) swarm.PortConfig {
+		return swarm.PortConfig{
+			Protocol: network.IPProtocol(proto), PublishedPort: port, TargetPort: target,
+			PublishMode: swarm.PortConfigPublishModeIngress,
+		}
+	}
+	p.services = []cluster.VirtualService{{
+		NetworkID: "ingress", ServiceID: "web", Name: "web",
+		Ports: []swarm.PortConfig{publish("tcp", 8080, 80), publish("udp", 8080, 80)},
+	}, {
+		NetworkID: "ingress", ServiceID: "none", Name: "none",
+		Ports: []swarm.PortConfig{publish("tcp", 8081, 80), publish("udp", 8081, 80)},
+	}}
+	return p
+}
+
+// startMesh runs the task on host 2, and one of another service on host 1.
+func startMesh(l *lab) *plan {
+	p := ingressPlan()
+	p.endpoint("o1", 1, "10.0.9.11", "other")
+	l.tell(p)
+	for i, addr := range map[int]string{1: "10.0.9.11", 2: "10.0.9.12"} {
+		ns, gw := l.hosts[i].container(fmt.Sprint("c", i))
+		l.hosts[i].attach("ingress", p.endpoints[map[int]int{2: 0, 1: 1}[i]].TaskID, ns, addr, "eth0", gw)
+		l.serve(ns, fmt.Sprint("m", i), ":80")
+	}
+	return p
+}
+
+// meshPaths are who asks whom, and the address the task is to see.
+var meshPaths = []struct{ from, to, client string }{
+	{"cl1", "10.99.0.1", "10.99.0.100"},
+	{"cl2", "10.99.0.1", "192.0.2.10"},
+	{"cl1", "10.99.0.2", "10.99.0.100"},
+	{"cl2", "10.99.0.2", "192.0.2.10"},
+	{"cl2", "10.99.0.3", "192.0.2.10"},
+	{"h1", "127.0.0.1", "10.0.9.1"},
+	{"h1", "10.99.0.1", "10.99.0.1"},
+	{"h1", "10.99.0.3", "10.99.0.1"},
+	{"h2", "127.0.0.1", "10.0.9.2"},
+	{"h2", "10.99.0.2", "10.99.0.2"},
+	{"h2", "10.99.0.1", "10.99.0.2"},
+	{"c2", "172.18.0.1", "10.0.9.2"}, // the task itself
+	{"c2", "10.99.0.2", "10.0.9.2"},
+	{"c2", "10.99.0.1", "10.99.0.2"}, // leaves its node by the gateway
+	{"c1", "172.18.0.1", "10.0.9.1"}, // another task
+}
+
+func TestMesh(t *testing.T) {
+	l := newLab(t)
+	p := startMesh(l)
+	t.Run("45 paths", func(t *testing.T) { testPaths(t, l) })
+	t.Run("no back end", func(t *testing.T) { testMeshRefused(t, l) })
+	t.Run("outward", func(t *testing.T) { testOutward(t, l) })
+	t.Run("restart", func(t *testing.T) { testMeshRestart(t, l, p) })
+	t.Run("a back end moves", func(t *testing.T) { testMeshMove(t, l, p) })
+	t.Run("a back end vanishes", func(t *testing.T) { testMeshVanish(t, l) })
+	t.Run("port in use", func(t *testing.T) { testConflict(t, l, p) })
+	t.Run("leave swarm", func(t *testing.T) {
+		if err := l.hosts[2].LeaveSwarm(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		for _, ns := range []string{"skov-h2", "skov-c2"} {
+			left := l.nft(ns, "list tables") + l.ip(ns, "-o link show") + l.ip(ns, "rule show")
+			for _, ours := range []string{"skep-", "sk-", "skx-", "skv", "101"} {
+				if strings.Contains(left, ours) {
+					t.Errorf("%s: %q is left:\n%s", ns, ours, left)
+				}
+			}
+		}
+	})
+	if t.Failed() {
+		t.Log(l.log.String())
+	}
+}
+
+func testPaths(t *testing.T, l *lab) {
+	good := 0
+	for _, kind := range []string{"tcp", "udp", "udpun"} {
+		for _, p := range meshPaths {
+			ok := true
+			for range 5 {
+				got, err := l.ask("skov-"+p.from, kind, p.to+":8080")
+				if want := "m2 " + p.client; got != want || err != nil {
+					t.Errorf("%s from %s to %s: %q, %v; want %q", kind, p.from, p.to, got, err, want)
+					ok = false
+					break
+				}
+			}
+			if ok {
+				good++
+			}
+		}
+	}
+	t.Logf("%d of 45 paths", good)
+}
+
+func testMeshRefused(t *testing.T, l *lab) {
+	for _, from := range []string{"cl1", "h1", "c2"} {
+		for _, kind := range []string{"tcp", "udp"} {
+			if got, err := l.ask("skov-"+from, kind, "10.99.0.1:8081"); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s from %s to a service without tasks: %q, %v; want connection refused", kind, from, got, err)
+			}
+		}
+	}
+}
+
+// testOutward: a task's own connections leave by the gateway, as before.
+func testOutward(t *testing.T, l *lab) {
+	l.serve("skov-cl1", "client", ":9000")
+	for _, kind := range []string{"tcp", "udp", "udpun"} {
+		got, err := l.ask("skov-c2", kind, "10.99.0.100:9000")
+		if want := "client 10.99.0.2"; got != want || err != nil {
+			t.Errorf("%s: %q, %v; want %q", kind, got, err, want)
+		}
+	}
+}
+
+func testMeshRestart(t *testing.T, l *lab, p *plan) {
+	for i := 1; i <= 2; i++ {
+		l.hosts[i].restart()
+	}
+	if got, err := l.ask("skov-cl2", "tcp", "10.99.0.1:8080"); err != nil {
+		t.Errorf("before the first Apply: %q, %v", got, err)
+	}
+	gw := &GatewayInfo{IfName: "eth9", Addr: netip.MustParseAddr("172.18.0.5"), Via: netip.MustParseAddr("172.18.0.1")}
+	l.hosts[1].attach("ingress", "o1", "skov-c1", "10.0.9.11", "eth0", gw)
+	l.hosts[2].attach("ingress", "m2", "skov-c2", "10.0.9.12", "eth0", gw)
+	l.tell(p)
+	testPaths(t, l)
+}
+
+// testMeshMove: the task gets a second one beside it, then leaves.
+func testMeshMove(t *testing.T, l *lab, p *plan) {
+	// A UDP flow that is kept, from one socket to one port, moves too.
+	var flow net.Conn
+	if err := l.in("skov-cl1", func() (err error) { flow, err = net.Dial("udp4", "10.99.0.1:8080"); return }); err != nil {
+		t.Fatal(err)
+	}
+	defer flow.Close()
+	say := func() string {
+		_ = flow.SetDeadline(time.Now().Add(patience))
+		if _, err := flow.Write([]byte("x")); err != nil {
+			return err.Error()
+		}
+		b := make([]byte, 100)
+		n, err := flow.Read(b)
+		if err != nil {
+			return err.Error()
+		}
+		return string(b[:n])
+	}
+	if got := say(); got != "m2 10.99.0.100" {
+		t.Errorf("the flow: %q", got)
+	}
+	e1 := p.endpoints[1]
+	e1.ServiceID = "web"
+	l.change(endpointItem(e1))
+	seen := map[string]int{}
+	for range 40 {
+		got, err := l.ask("skov-cl2", "tcp", "10.99.0.3:8080")
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[got]++
+	}
+	if len(seen) != 2 {
+		t.Errorf("back ends used: %v", seen)
+	}
+	e2 := p.endpoints[0]
+	e2.Serving = false
+	l.change(endpointItem(e2))
+	for range 20 {
+		if got, err := l.ask("skov-cl2", "tcp", "10.99.0.3:8080"); got != "m1 192.0.2.10" || err != nil {
+			t.Fatalf("after m2 left: %q, %v", got, err)
+		}
+	}
+	if got := say(); got != "m1 10.99.0.100" {
+		t.Errorf("the flow after m2 left: %q", got)
+	}
+}
+
+// testMeshVanish: an established connection to a task that is no more is reset
+// when its client next speaks. The task is now the one on host 1.
+func testMeshVanish(t *testing.T, l *lab) {
+	var silent net.Listener // accepts and says nothing
+	if err := l.in("skov-c1", func() (err error) { silent, err = net.Listen("tcp4", ":81"); return }); err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	s := ingressPlan().services[1]
+	s.ServiceID, s.Ports = "web2", s.Ports[:1]
+	s.Ports[0].PublishedPort, s.Ports[0].TargetPort = 8082, 81
+	e := ingressPlan().endpoints[0]
+	e.TaskID, e.NodeID, e.ServiceID = "o1", "n1", "web2"
+	e.Addr, e.DataAddr = netip.MustParseAddr("10.0.9.11"), l.hosts[1].addr
+	l.change(endpointItem(e), cluster.Item{Kind: cluster.ItemService, ID: "ingress/web2", Service: &s})
+	var conns []net.Conn
+	for _, from := range []string{"skov-cl2", "skov-h3"} {
+		err := l.in(from, func() error {
+			c, err := net.DialTimeout("tcp4", "10.99.0.3:8082", patience)
+			if err == nil {
+				conns = append(conns, c)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.ip("skov-h1", "link set eth0 down") // a power cut
+	defer func() {
+		l.ip("skov-h1", "link set eth0 up")
+		l.ip("skov-h1", "route add default via 10.99.0.254")
+	}()
+	if err := l.hosts[3].Apply(context.Background(), false, []cluster.Item{{Kind: cluster.ItemEndpoint, ID: "ingress/o1"}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range conns {
+		_ = c.SetDeadline(time.Now().Add(patience))
+		_, _ = c.Write([]byte("still there?"))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("%s: %v; want a reset", c.LocalAddr(), err)
+		}
+		c.Close()
+	}
+}
+
+func testConflict(t *testing.T, l *lab, p *plan) {
+	var ssh net.Listener
+	if err := l.in("skov-h3", func() (err error) { ssh, err = net.Listen("tcp4", "10.99.0.3:2222"); return }); err != nil {
+		t.Fatal(err)
+	}
+	s := p.services[0]
+	s.Ports = s.Ports[:1:1]
+	s.Ports[0].PublishedPort = 2222
+	l.change(cluster.Item{Kind: cluster.ItemService, ID: "ingress/web", Service: &s})
+	has := func(want string) {
+		t.Helper()
+		got, err := l.hosts[3].Conflicts(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := fmt.Sprint(got); s != want {
+			t.Errorf("conflicts: %s, want %s", s, want)
+		}
+	}
+	has(fmt.Sprintf("[{tcp 2222 overlay.test (pid %d)}]", os.Getpid()))
+	// It is not taken from its owner there; elsewhere it is served.
+	go func() {
+		if c, err := ssh.Accept(); err == nil {
+			fmt.Fprint(c, "ssh")
+			c.Close()
+		}
+	}()
+	if got, err := l.ask("skov-cl1", "tcp", "10.99.0.3:2222"); got != "ssh" || err != nil {
+		t.Errorf("the owner of the port: %q, %v", got, err)
+	}
+	// Others see a served port as taken.
+	err := l.in("skov-h2", func() error {
+		s, err := net.Listen("tcp4", ":2222")
+		if err == nil {
+			s.Close()
+		}
+		return err
+	})
+	if !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("listening on a published port: %v", err)
+	}
+	ssh.Close()
+	if err := l.hosts[3].Repair(context.Background(), false); err != nil {
+		t.Fatal(err)
+	}
+	has("[]")
+}

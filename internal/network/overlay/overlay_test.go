@@ -1,0 +1,245 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/cluster"
+)
+
+const web = "10.0.1.100:80"
+
+func appPlan() *plan {
+	p := &plan{net: cluster.WantedNetwork{
+		ID: "app", Name: "app", Driver: "overlay", VNI: 0x1001, Port: 4789,
+		Subnet: netip.MustParsePrefix("10.0.1.0/24"), Gateway: netip.MustParseAddr("10.0.1.1"),
+	}}
+	for i := 1; i <= 3; i++ {
+		p.endpoint(fmt.Sprint("t", i), i, fmt.Sprint("10.0.1.1", i), "web", fmt.Sprint("web.", i, ".t", i))
+	}
+	p.services = []cluster.VirtualService{
+		{NetworkID: "app", ServiceID: "web", Name: "web", Aliases: []string{"www"}, VIP: netip.MustParseAddr("10.0.1.100")},
+		{NetworkID: "app", ServiceID: "none", Name: "none", VIP: netip.MustParseAddr("10.0.1.101")},
+	}
+	return p
+}
+
+// startApp tells the hosts of the network and runs a task on each.
+func startApp(l *lab) *plan {
+	p := appPlan()
+	l.tell(p)
+	for i := 1; i <= 3; i++ {
+		ns, gw := l.hosts[i].container(fmt.Sprint("c", i))
+		addr := fmt.Sprint("10.0.1.1", i)
+		l.hosts[i].attach("app", fmt.Sprint("t", i), ns, addr, "eth0", gw)
+		l.serve(ns, fmt.Sprint("t", i), ":80")
+	}
+	return p
+}
+
+func TestOverlay(t *testing.T) {
+	l := newLab(t)
+	p := startApp(l)
+	t.Run("between hosts", func(t *testing.T) { testReach(t, l) })
+	t.Run("virtual address", func(t *testing.T) { testVIP(t, l) })
+	t.Run("no back end", func(t *testing.T) { testRefused(t, l, "10.0.1.101:80") })
+	t.Run("packets of the MTU", func(t *testing.T) { testMTU(t, l) })
+	t.Run("a back end leaves", func(t *testing.T) { testLeave(t, l, p) })
+	t.Run("restart", func(t *testing.T) { testRestart(t, l, p) })
+	t.Run("flushed", func(t *testing.T) { testFlushed(t, l) })
+	t.Run("leave swarm", func(t *testing.T) { testLeaveSwarm(t, l) })
+	if t.Failed() {
+		t.Log(l.log.String())
+	}
+}
+
+func testReach(t *testing.T, l *lab) {
+	for _, kind := range []string{"tcp", "udp", "udpun"} {
+		for from := 1; from <= 3; from++ {
+			for to := 1; to <= 3; to++ {
+				got, err := l.ask(fmt.Sprint("skov-c", from), kind, fmt.Sprintf("10.0.1.1%d:80", to))
+				if want := fmt.Sprintf("t%d 10.0.1.1%d", to, from); got != want || err != nil {
+					t.Errorf("%s from %d to %d: %q, %v; want %q", kind, from, to, got, err, want)
+				}
+			}
+		}
+	}
+	if err := l.ping("skov-c1", "10.0.1.13"); err != nil {
+		t.Error(err)
+	}
+}
+
+func testVIP(t *testing.T, l *lab) {
+	for _, kind := range []string{"tcp", "udp", "udpun"} {
+		for from := 1; from <= 3; from++ {
+			seen := map[string]int{}
+			for range 60 {
+				got, err := l.ask(fmt.Sprint("skov-c", from), kind, web)
+				if err != nil {
+					t.Fatalf("%s from %d: %v", kind, from, err)
+				}
+				seen[strings.Fields(got)[0]]++
+			}
+			// Each is missed by chance once in 10^10 runs.
+			if len(seen) != 3 {
+				t.Errorf("%s from %d: back ends used: %v", kind, from, seen)
+			}
+		}
+	}
+	if err := l.ping("skov-c2", "10.0.1.100"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A refusal is at once. For TCP it is a reset; UDP's sender in the same
+// namespace hears it from the write itself.
+func testRefused(t *testing.T, l *lab, addr string) {
+	for kind, want := range map[string]error{"tcp": unix.ECONNREFUSED, "udp": unix.EPERM} {
+		if got, err := l.ask("skov-c1", kind, addr); !errors.Is(err, want) {
+			t.Errorf("%s to a service without tasks: %q, %v; want %v", kind, got, err, want)
+		}
+	}
+}
+
+func testMTU(t *testing.T, l *lab) {
+	for _, n := range l.hosts[1].Networks() {
+		if n.MTU != 1450 {
+			t.Errorf("MTU is %d, want 1450", n.MTU)
+		}
+	}
+	if out := l.ip("skov-c1", "link show eth0"); !strings.Contains(out, "mtu 1450") {
+		t.Errorf("the task's interface: %s", out)
+	}
+	// busybox's ping cannot forbid fragments; the interface's MTU is the most
+	// that goes out in one packet.
+	if err := l.ping("skov-c1", "10.0.1.13", "-s", "1422"); err != nil {
+		t.Error(err)
+	}
+}
+
+func testLeave(t *testing.T, l *lab, p *plan) {
+	gone := p.endpoints[2]
+	gone.Serving = false
+	l.change(endpointItem(gone))
+	for _, kind := range []string{"tcp", "udp"} {
+		for range 40 {
+			got, err := l.ask("skov-c1", kind, web)
+			if err != nil || strings.HasPrefix(got, "t3") {
+				t.Fatalf("%s after t3 left: %q, %v", kind, got, err)
+			}
+		}
+	}
+	// It still can be reached by its own address until it is gone.
+	if got, err := l.ask("skov-c1", "tcp", "10.0.1.13:80"); err != nil {
+		t.Errorf("t3 by its own address: %q, %v", got, err)
+	}
+	l.change(cluster.Item{Kind: cluster.ItemEndpoint, ID: "app/t3"})
+	_, err := l.ask("skov-c1", "tcp", "10.0.1.13:80")
+	if err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("a departed address: %v; want a refusal", err)
+	}
+	l.change(endpointItem(p.endpoints[2]))
+	if got, err := l.ask("skov-c1", "tcp", "10.0.1.13:80"); err != nil {
+		t.Errorf("t3 after its return: %q, %v", got, err)
+	}
+}
+
+func testRestart(t *testing.T, l *lab, p *plan) {
+	h := l.hosts[1]
+	before := l.ip(h.ns, "-o link show") + l.ip("skov-c1", "-o link show")
+	h.restart()
+	// Until the manager is heard what was there goes on.
+	h.attach("app", "t1", "skov-c1", "10.0.1.11", "eth0", nil)
+	if got, err := l.ask("skov-c1", "tcp", web); err != nil {
+		t.Errorf("before the first Apply: %q, %v", got, err)
+	}
+	// Meanwhile t2 left.
+	rest := *p
+	rest.endpoints = []cluster.Endpoint{p.endpoints[0], p.endpoints[2]}
+	if err := h.Apply(context.Background(), true, rest.items(1)); err != nil {
+		t.Fatal(err)
+	}
+	if after := l.ip(h.ns, "-o link show") + l.ip("skov-c1", "-o link show"); after != before {
+		t.Errorf("links changed:\n%s\n%s", before, after)
+	}
+	for range 30 {
+		got, err := l.ask("skov-c1", "tcp", web)
+		if err != nil || strings.HasPrefix(got, "t2") {
+			t.Fatalf("after the restart: %q, %v", got, err)
+		}
+	}
+	if out := l.ip(h.ns, "neigh show dev skx-001001"); strings.Contains(out, "10.0.1.12 ") || !strings.Contains(out, "10.0.1.13 ") {
+		t.Errorf("neighbours: %s", out)
+	}
+	l.tell(p)
+}
+
+func testFlushed(t *testing.T, l *lab) {
+	l.nft("skov-c1", "flush ruleset")
+	l.ip("skov-h1", "link del sk-001001")
+	if err := l.hosts[1].Repair(context.Background(), true); err != nil {
+		t.Fatal(err)
+	}
+	testVIP(t, l)
+}
+
+func testLeaveSwarm(t *testing.T, l *lab) {
+	h := l.hosts[1]
+	if err := h.LeaveSwarm(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if out := l.ip(h.ns, "-o link show"); strings.Contains(out, "sk-") || strings.Contains(out, "skx-") || strings.Contains(out, "skv") {
+		t.Errorf("links are left: %s", out)
+	}
+	for _, ns := range []string{h.ns, "skov-c1"} {
+		if out := l.nft(ns, "list tables"); strings.Contains(out, "skep-") {
+			t.Errorf("%s: tables are left: %s", ns, out)
+		}
+	}
+	if n := h.Networks(); len(n) != 0 {
+		t.Errorf("networks are left: %v", n)
+	}
+}
+
+func TestLookup(t *testing.T) {
+	p := appPlan()
+	p.services = append(p.services, cluster.VirtualService{NetworkID: "app", ServiceID: "db", Name: "db", Aliases: []string{"web"}})
+	p.endpoint("d1", 1, "10.0.1.21", "db", "db.1.d1").endpoint("d2", 2, "10.0.1.22", "db", "db.2.d2")
+	p.endpoint("x", 2, "10.0.1.30", "", "box", "shared")
+	m, _ := model{}.apply(true, p.items(1))
+	o := &Overlay{views: map[string]*view{"app": m["app"].view(nil, netip.MustParseAddr("10.99.0.1"))}}
+	for name, want := range map[string]string{
+		"web":       "10.0.1.100",
+		"WEB.":      "10.0.1.100",
+		"www":       "10.0.1.100",
+		"tasks.web": "10.0.1.11 10.0.1.12 10.0.1.13",
+		"tasks.www": "10.0.1.11 10.0.1.12 10.0.1.13",
+		"db":        "10.0.1.21 10.0.1.22",
+		"none":      "10.0.1.101",
+		"web.2.t2":  "10.0.1.12",
+		"box":       "10.0.1.30",
+		"missing":   "-",
+	} {
+		addrs, ok := o.Lookup("app", name)
+		slices.SortFunc(addrs, netip.Addr.Compare)
+		got := strings.Trim(fmt.Sprint(addrs), "[]")
+		if !ok {
+			got = "-"
+		}
+		if got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+	for addr, want := range map[string]string{"10.0.1.100": "web", "10.0.1.12": "web.2.t2", "10.0.1.30": "box", "10.0.1.99": ""} {
+		if got, _ := o.LookupAddr("app", netip.MustParseAddr(addr)); got != want {
+			t.Errorf("%s: %q, want %q", addr, got, want)
+		}
+	}
+}

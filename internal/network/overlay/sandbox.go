@@ -1,0 +1,345 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// taskTable is our table in a task's namespace, for the families ip and netdev.
+const taskTable = "skep-overlay"
+
+// sandbox is a container's network namespace that is in at least one network.
+type sandbox struct {
+	path string
+	id   nsID
+	turn chan struct{}          // held by whoever changes the namespace's rules
+	att  map[string]*attachment // by network; guarded by Overlay.mu
+	have *taskRules             // what the kernel has; nil: not known; belongs to the holder of turn
+}
+
+// taskRules is what the tables in a task's namespace consist of.
+type taskRules struct {
+	vips    map[string]*target // by network/service
+	gone    map[netip.Addr]bool
+	ingress ingressRules
+}
+
+// ingressRules let a task on the ingress network answer its clients through
+// the node they came by. Zero: the task is not on it.
+type ingressRules struct {
+	ifName  string
+	addr    netip.Addr
+	gateway GatewayInfo
+}
+
+func (o *Overlay) sandboxesOf(networks map[string]bool) []*sandbox {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var out []*sandbox
+	for _, path := range sortedKeys(o.sandboxes) {
+		sb := o.sandboxes[path]
+		for id := range sb.att {
+			if networks[id] {
+				out = append(out, sb)
+				break
+			}
+		}
+	}
+	return out
+}
+
+// wantedRules derives a namespace's rules from the views of its networks. It
+// reports false while one of them is not known: after a restart, until the
+// manager has told it, what the last process left goes on.
+func (o *Overlay) wantedRules(sb *sandbox) (*taskRules, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	w := &taskRules{vips: map[string]*target{}, gone: map[netip.Addr]bool{}}
+	for id, a := range sb.att {
+		v := o.views[id]
+		if v == nil {
+			return nil, false
+		}
+		for _, g := range v.gone {
+			w.gone[g] = true
+		}
+		if v.net.Ingress {
+			w.ingress = ingressRules{ifName: a.ifName, addr: a.addr}
+			if a.gateway != nil {
+				w.ingress.gateway = *a.gateway
+			}
+			continue
+		}
+		for service, t := range v.targets {
+			if t.svc.VIP.Is4() {
+				w.vips[id+"/"+service] = t
+			}
+		}
+	}
+	return w, true
+}
+
+// syncSandbox brings a namespace's rules up to date in one transaction, if
+// anything changed. A namespace that has ended needs none.
+func (o *Overlay) syncSandbox(ctx context.Context, sb *sandbox) error {
+	select {
+	case sb.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-sb.turn }()
+	want, known := o.wantedRules(sb)
+	if !known || sb.have != nil && sb.have.same(want) {
+		return nil
+	}
+	ns, id, err := openNS(sb.path)
+	if ignoreMissing(err) != nil {
+		return fmt.Errorf("namespace %s: %w", sb.path, err)
+	}
+	if err != nil || id != sb.id {
+		_ = ns.Close()
+		return nil
+	}
+	defer ns.Close()
+	b, err := newBatch(ns)
+	if err != nil {
+		return err
+	}
+	was := sb.have
+	sb.have = nil
+	if was == nil {
+		b.installTask(want)
+	} else {
+		b.changeTask(was, want)
+	}
+	if err := b.commit(); err != nil {
+		return fmt.Errorf("namespace %s: %w", sb.path, err)
+	}
+	sb.have = want
+	if stale := staleVIPFlows(was, want); stale != nil {
+		return stale.delete(ns)
+	}
+	return nil
+}
+
+func (r *taskRules) same(w *taskRules) bool {
+	return r.ingress == w.ingress && mapsEqual(r.vips, w.vips) && mapsEqual(r.gone, w.gone)
+}
+
+func mapsEqual[K, V comparable](a, b map[K]V) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || w != v {
+			return false
+		}
+	}
+	return true
+}
+
+func vipMap(t *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: t, Name: "vips", IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict}
+}
+
+func goneSet(t *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: t, Name: "gone", KeyType: nftables.TypeIPAddr}
+}
+
+// installTask puts the whole of a namespace's rules in the place of what was.
+func (b *batch) installTask(w *taskRules) {
+	t := b.freshTable(nftables.TableFamilyIPv4, taskTable)
+	vips, gone := vipMap(t), goneSet(t)
+	b.set(vips, nil)
+	b.set(gone, nil)
+	b.rule(b.base(t, "vip-out", nftables.ChainTypeNAT, nftables.ChainHookOutput, prioDNAT), destIn(vips))
+	b.refuse(b.base(t, "gone-out", nftables.ChainTypeFilter, nftables.ChainHookOutput, prioFilter), destIn(gone), icmpHost)
+	vips.ID, gone.ID = 0, 0
+	b.changeVIPs(t, &taskRules{}, w)
+	b.changeGone(gone, nil, w.gone)
+	b.dropTable(nftables.TableFamilyNetdev, taskTable)
+	if w.ingress.ifName != "" {
+		b.installIngress(t, w.ingress)
+	}
+}
+
+// changeTask turns one set of rules into another by what differs.
+func (b *batch) changeTask(was, w *taskRules) {
+	if was.ingress != w.ingress {
+		b.installTask(w)
+		return
+	}
+	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: taskTable}
+	b.changeVIPs(t, was, w)
+	b.changeGone(goneSet(t), was.gone, w.gone)
+}
+
+// changeVIPs gives each service's address a chain of its own that chooses the
+// back end, so that a change touches that chain alone.
+func (b *batch) changeVIPs(t *nftables.Table, was, w *taskRules) {
+	vips := vipMap(t)
+	chain := func(x *target) *nftables.Chain {
+		return &nftables.Chain{Table: t, Name: "vip-" + x.svc.VIP.String()}
+	}
+	element := func(x *target) nftables.SetElement {
+		return gotoChain(x.svc.VIP.AsSlice(), chain(x).Name)
+	}
+	// An address may pass from one service to another: first all that go.
+	for _, id := range sortedKeys(was.vips) {
+		if old, now := was.vips[id], w.vips[id]; now == nil || now.svc.VIP != old.svc.VIP {
+			b.del(vips, element(old))
+			b.FlushChain(chain(old))
+			b.DelChain(chain(old))
+		}
+	}
+	for _, id := range sortedKeys(w.vips) {
+		old, now := was.vips[id], w.vips[id]
+		fresh := old == nil || old.svc.VIP != now.svc.VIP
+		switch {
+		case fresh:
+			b.AddChain(chain(now))
+		case slices.Equal(old.backends, now.backends):
+			continue
+		default:
+			b.FlushChain(chain(now))
+		}
+		b.balance(chain(now), now.backends, 0)
+		if fresh {
+			b.add(vips, element(now))
+		}
+	}
+}
+
+func (b *batch) changeGone(set *nftables.Set, was, now map[netip.Addr]bool) {
+	for a := range was {
+		if !now[a] {
+			b.del(set, element(a))
+		}
+	}
+	for a := range now {
+		if !was[a] {
+			b.add(set, element(a))
+		}
+	}
+}
+
+// installIngress marks each connection that comes in with the low four bytes
+// of the MAC it came from, which are the address of the node it came through,
+// and sends the answers back to that MAC. So the client's own address arrives
+// at the task and no rule depends on how many nodes there are.
+func (b *batch) installIngress(t *nftables.Table, in ingressRules) {
+	const macLow = 2 // the MAC's bytes after 02:42
+	zero := make([]byte, 4)
+	setMark := []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 6 + macLow, Len: 4},
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
+	}
+	// Every packet, not only a connection's first: the way may change.
+	b.rule(b.base(t, "ingress-in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, prioMangle),
+		iif(in.ifName), ctDirection(ctDirOriginal), setMark)
+	b.rule(b.base(t, "ingress-out", nftables.ChainTypeRoute, nftables.ChainHookOutput, prioMangle),
+		ctDirection(ctDirReply), []expr.Any{
+			&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, cmpNeq(zero),
+			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
+		})
+	if in.gateway.IfName != "" && in.gateway.Addr.Is4() {
+		b.rule(b.base(t, "ingress-post", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, prioSNAT),
+			oif(in.gateway.IfName), source(in.addr), snat(in.gateway.Addr))
+	}
+	// Connection tracking's values cannot be read here: the packet's mark
+	// carries it.
+	dev := b.AddTable(&nftables.Table{Family: nftables.TableFamilyNetdev, Name: taskTable})
+	b.rule(b.AddChain(&nftables.Chain{
+		Name: "ingress-egress", Table: dev, Type: nftables.ChainTypeFilter, Device: in.ifName,
+		Hooknum:  nftables.ChainHookRef(unix.NF_NETDEV_EGRESS),
+		Priority: nftables.ChainPriorityRef(netdevFirst),
+	}), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, cmpNeq(binaryutil.NativeEndian.PutUint32(0)),
+		&expr.Payload{OperationType: expr.PayloadWrite, Base: expr.PayloadBaseLLHeader, Offset: macLow, Len: 4, SourceRegister: 1},
+	})
+}
+
+// clearSandbox removes our tables from a namespace that left its last network.
+func (o *Overlay) clearSandbox(ctx context.Context, sb *sandbox) error {
+	select {
+	case sb.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-sb.turn }()
+	sb.have = nil
+	ns, id, err := openNS(sb.path)
+	if err != nil || id != sb.id {
+		_ = ns.Close()
+		return ignoreMissing(err)
+	}
+	defer ns.Close()
+	b, err := newBatch(ns)
+	if err != nil {
+		return err
+	}
+	b.dropTable(nftables.TableFamilyIPv4, taskTable)
+	b.dropTable(nftables.TableFamilyNetdev, taskTable)
+	return b.commit()
+}
+
+// checkSandboxes forgets what it knew of namespaces whose rules were flushed,
+// so that the next pass makes them again.
+func (o *Overlay) checkSandboxes(ctx context.Context) {
+	o.mu.Lock()
+	all := map[string]bool{}
+	for id := range o.views {
+		all[id] = true
+	}
+	o.mu.Unlock()
+	for _, sb := range o.sandboxesOf(all) {
+		if ctx.Err() != nil {
+			return
+		}
+		if o.sandboxStands(ctx, sb) {
+			continue
+		}
+		o.log.Warn("rules in a container are gone, making them again", "namespace", sb.path)
+		o.mu.Lock()
+		for id := range sb.att {
+			o.dirty[id] = true
+		}
+		o.mu.Unlock()
+	}
+}
+
+func (o *Overlay) sandboxStands(ctx context.Context, sb *sandbox) bool {
+	select {
+	case sb.turn <- struct{}{}:
+	case <-ctx.Done():
+		return true
+	}
+	defer func() { <-sb.turn }()
+	if sb.have == nil {
+		return true // nothing promised yet
+	}
+	ns, id, err := openNS(sb.path)
+	defer func() { closeNS(ns) }()
+	if err != nil || id != sb.id || rulesStand(ns, taskTable, "vip-out") {
+		return true
+	}
+	sb.have = nil
+	return false
+}
+
+func closeNS(ns netns.NsHandle) {
+	if ns.IsOpen() {
+		_ = ns.Close()
+	}
+}
+
+var errNoMAC = errors.New("the interface has another hardware address than its network's")
