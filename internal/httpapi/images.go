@@ -28,7 +28,7 @@ func (s *Server) imageRoutes() []route {
 			"/attestations": absent("attestations of an image"),
 		})},
 		{"POST /images/{name...}", byEnd(map[string]handler{
-			"/tag": s.imageTag, "/push": absent("pushing images (docker push)"),
+			"/tag": s.imageTag, "/push": s.imagePush,
 		})},
 		{"DELETE /images/{name...}", s.imageRemove},
 		{"GET /distribution/{name...}", byEnd(map[string]handler{"/json": s.distributionInspect})},
@@ -251,6 +251,12 @@ func (s *Server) imageCreate(w http.ResponseWriter, r *http.Request) error {
 		stream.progress(jsonstream.Message{Status: id})
 	}
 	return stream.finish(err)
+}
+
+func (s *Server) imagePush(w http.ResponseWriter, r *http.Request) error {
+	stream := &progressStream{w: w}
+	ref := joinTag(r.PathValue("name"), r.URL.Query().Get("tag"))
+	return stream.finish(s.Images.Push(r.Context(), ref, authHeader(r), stream.progress))
 }
 
 func (s *Server) imageLoad(w http.ResponseWriter, r *http.Request) error {

@@ -53,6 +53,7 @@ type Containers interface {
 // Images is what the API asks of the image store.
 type Images interface {
 	Pull(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, progress imagestore.Progress) error
+	Push(ctx context.Context, ref string, auth *registry.AuthConfig, progress imagestore.Progress) error
 	Digest(ctx context.Context, ref string, auth *registry.AuthConfig) (registry.DistributionInspect, error)
 	Load(ctx context.Context, tar io.Reader, progress imagestore.Progress) error
 	Save(ctx context.Context, refs []string, w io.Writer) error
@@ -71,6 +72,7 @@ type Volumes interface {
 	Inspect(ctx context.Context, name string) (volume.Volume, error)
 	List(ctx context.Context, filters map[string]map[string]bool) (volume.ListResponse, error)
 	Remove(ctx context.Context, name string, force bool) error
+	Prune(ctx context.Context, filters map[string]map[string]bool) (volume.PruneReport, error)
 }
 
 // Networks is what the API asks of the network manager.

@@ -5,21 +5,15 @@ import (
 	"io/fs"
 	"net/http"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
-	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/volume"
 
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/engine"
 )
-
-// anonymousLabel marks a volume that was made without a name.
-const anonymousLabel = "com.docker.volume.anonymous"
 
 func (s *Server) volumeRoutes() []route {
 	return []route{
@@ -85,42 +79,17 @@ func (s *Server) volumePrune(w http.ResponseWriter, r *http.Request) error {
 	if err := checkFilters(filters, "label", "label!", "all"); err != nil {
 		return err
 	}
-	all, err := boolFilter(filters, "all", before(r, "1.42"))
-	if err != nil {
-		return err
-	}
-	keep, err := pruneFilter(filters)
-	if err != nil {
-		return err
-	}
-	used, err := s.volumesInUse(r.Context())
-	if err != nil {
-		return err
-	}
-	list, err := s.Volumes.List(r.Context(), nil)
-	if err != nil {
-		return err
-	}
-	report := volume.PruneReport{VolumesDeleted: []string{}}
-	for _, v := range list.Volumes {
-		_, anonymous := v.Labels[anonymousLabel]
-		if used[v.Name] > 0 || !all && !anonymous || !keep(v.Labels, 0) {
-			continue
+	if _, said := filters["all"]; !said && before(r, "1.42") {
+		if filters == nil {
+			filters = map[string]map[string]bool{}
 		}
-		size := treeSize(v.Mountpoint)
-		err := s.Volumes.Remove(r.Context(), v.Name, false)
-		switch {
-		case errdefs.IsConflict(err), errdefs.IsNotFound(err):
-			continue
-		case err != nil:
-			return err
-		}
-		report.VolumesDeleted = append(report.VolumesDeleted, v.Name)
-		report.SpaceReclaimed += uint64(size)
+		filters["all"] = map[string]bool{"true": true}
 	}
-	s.Containers.Publish(events.VolumeEventType, events.ActionPrune, events.Actor{
-		Attributes: map[string]string{"reclaimed": strconv.FormatUint(report.SpaceReclaimed, 10)},
-	})
+	report, err := s.Volumes.Prune(r.Context(), filters)
+	if err != nil {
+		return err
+	}
+	report.VolumesDeleted = orEmpty(report.VolumesDeleted)
 	return writeJSON(w, http.StatusOK, report)
 }
 
