@@ -14,4 +14,4 @@ tools sh cat ls ps sleep hostname ip nslookup ping kill env
 mkdir "$dst/data"
 tags="redis:$version"
 config='{"Cmd":["redis-server","--protected-mode","no","--bind","0.0.0.0"],"WorkingDir":"/data","Volumes":{"/data":{}},"ExposedPorts":{"6379/tcp":{}},
-"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}'
+"Env":["LC_ALL=C","PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}'
