@@ -1,0 +1,368 @@
+package network
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Names of what the firewall owns. Everything in skep-bridge is ours and is put
+// back when somebody takes it away. skep-user is the operator's: we only see to
+// it that it exists. A packet dropped there is dropped, whatever we say; one
+// accepted there still passes our own chains (decision 0040).
+const (
+	tableBridge = "skep-bridge"
+	tableUser   = "skep-user"
+)
+
+const checkEvery = 5 * time.Second
+
+var loopbackNet = netip.MustParsePrefix("127.0.0.0/8")
+
+// firewall keeps the host's rules as its model says. It changes the model and
+// the kernel in turns: whoever holds the token may touch both.
+type firewall struct {
+	ns    netns.NsHandle
+	log   *slog.Logger
+	token chan struct{} // capacity 1, filled: free
+
+	nets    map[string]*netRecord // by interface
+	forward map[portKey]netip.AddrPort
+	built   *ruleset // nil: not in the kernel
+}
+
+// portKey is a published port. Addr is the zero Addr for every address of the host.
+type portKey struct {
+	Addr  netip.Addr
+	Proto byte
+	Port  uint16
+}
+
+// ruleset is what was last put into the kernel.
+type ruleset struct {
+	table     *nftables.Table
+	any, addr *nftables.Set
+	rules     map[*nftables.Chain]int
+}
+
+func newFirewall(ns netns.NsHandle, log *slog.Logger) *firewall {
+	f := &firewall{ns: ns, log: log, token: make(chan struct{}, 1),
+		nets: map[string]*netRecord{}, forward: map[portKey]netip.AddrPort{}}
+	f.token <- struct{}{}
+	return f
+}
+
+func (f *firewall) lock()   { <-f.token }
+func (f *firewall) unlock() { f.token <- struct{}{} }
+
+func (f *firewall) conn() (*nftables.Conn, error) {
+	return nftables.New(nftables.WithNetNSFd(int(f.ns)))
+}
+
+// addNet and delNet change the bridges that the rules know.
+func (f *firewall) addNet(r *netRecord) error {
+	f.lock()
+	defer f.unlock()
+	f.nets[r.Link] = r
+	return f.build()
+}
+
+func (f *firewall) delNet(r *netRecord) error {
+	f.lock()
+	defer f.unlock()
+	if _, ok := f.nets[r.Link]; !ok {
+		return nil
+	}
+	delete(f.nets, r.Link)
+	return f.build()
+}
+
+// publish sends packets for the keys on to their targets.
+func (f *firewall) publish(ports map[portKey]netip.AddrPort) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	f.lock()
+	defer f.unlock()
+	for k, v := range ports {
+		f.forward[k] = v
+	}
+	return f.elements(ports, (*nftables.Conn).SetAddElements)
+}
+
+// withdraw takes published ports back. Ports that are not published are no error.
+func (f *firewall) withdraw(ports map[portKey]netip.AddrPort) error {
+	f.lock()
+	defer f.unlock()
+	gone := map[portKey]netip.AddrPort{}
+	for k, v := range ports {
+		if f.forward[k] == v {
+			gone[k] = v
+			delete(f.forward, k)
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	return f.elements(gone, (*nftables.Conn).SetDeleteElements)
+}
+
+// elements adds or deletes single elements of the port maps; when the kernel's
+// rules are not what they should be, it puts all of them back instead.
+func (f *firewall) elements(ports map[portKey]netip.AddrPort, do func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) error {
+	if f.built == nil {
+		return f.build()
+	}
+	c, err := f.conn()
+	if err != nil {
+		return err
+	}
+	anyAddr, addr := portElements(ports)
+	for _, part := range []struct {
+		set   *nftables.Set
+		elems []nftables.SetElement
+	}{{f.built.any, anyAddr}, {f.built.addr, addr}} {
+		if len(part.elems) > 0 {
+			if err := do(c, part.set, part.elems); err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.Flush(); err != nil {
+		f.log.Info("firewall rules are put back", "err", err)
+		return f.build()
+	}
+	return nil
+}
+
+// portElements returns the elements of the two port maps.
+func portElements(ports map[portKey]netip.AddrPort) (anyAddr, addr []nftables.SetElement) {
+	for k, v := range ports {
+		key := []byte{k.Proto, 0, 0, 0}
+		key = append(binary.BigEndian.AppendUint16(key, k.Port), 0, 0)
+		to := v.Addr().As4()
+		val := append(binary.BigEndian.AppendUint16(to[:], v.Port()), 0, 0)
+		if k.Addr.IsValid() {
+			at := k.Addr.As4()
+			addr = append(addr, nftables.SetElement{Key: append(at[:], key...), Val: val})
+		} else {
+			anyAddr = append(anyAddr, nftables.SetElement{Key: key, Val: val})
+		}
+	}
+	return anyAddr, addr
+}
+
+// build replaces the whole table in one transaction.
+func (f *firewall) build() error {
+	c, err := f.conn()
+	if err != nil {
+		return err
+	}
+	f.built = nil
+	f.userTable(c)
+	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableBridge}
+	c.AddTable(t)
+	c.DelTable(t)
+	b := &builder{c: c, rs: &ruleset{table: c.AddTable(t), rules: map[*nftables.Chain]int{}}}
+	for _, name := range sortedKeys(f.nets) {
+		b.nets = append(b.nets, f.nets[name])
+	}
+	b.sets(f.forward)
+	b.nat()
+	b.filter()
+	if b.err != nil {
+		return fmt.Errorf("firewall: %w", b.err)
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("firewall: %w", err)
+	}
+	f.built = b.rs
+	return nil
+}
+
+// userTable makes the operator's table and chain; both may exist.
+func (f *firewall) userTable(c *nftables.Conn) {
+	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableUser})
+	c.AddChain(&nftables.Chain{Name: "forward", Table: t, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(-10)})
+}
+
+// builder writes one ruleset.
+type builder struct {
+	c                 *nftables.Conn
+	rs                *ruleset
+	nets              []*netRecord // sorted by interface
+	bridges, internal *nftables.Set
+	err               error
+}
+
+func (b *builder) set(s *nftables.Set, elems []nftables.SetElement) *nftables.Set {
+	s.Table = b.rs.table
+	if err := b.c.AddSet(s, elems); err != nil && b.err == nil {
+		b.err = err
+	}
+	return s
+}
+
+func (b *builder) sets(ports map[portKey]netip.AddrPort) {
+	var open, closed []nftables.SetElement
+	for _, r := range b.nets {
+		elem := nftables.SetElement{Key: ifKey(r.Link)}
+		if r.Internal {
+			closed = append(closed, elem)
+		} else {
+			open = append(open, elem)
+		}
+	}
+	b.bridges = b.set(&nftables.Set{Name: "bridges", KeyType: nftables.TypeIFName}, open)
+	b.internal = b.set(&nftables.Set{Name: "internal", KeyType: nftables.TypeIFName}, closed)
+	anyAddr, addr := portElements(ports)
+	to := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
+	b.rs.any = b.set(&nftables.Set{Name: "ports", IsMap: true, Concatenation: true, DataType: to,
+		KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)}, anyAddr)
+	b.rs.addr = b.set(&nftables.Set{Name: "address-ports", IsMap: true, Concatenation: true, DataType: to,
+		KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)}, addr)
+}
+
+// chain adds a chain; prio is nil for one that is only jumped to.
+func (b *builder) chain(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
+	ch := &nftables.Chain{Name: name, Table: b.rs.table, Type: typ, Hooknum: hook, Priority: prio}
+	b.rs.rules[b.c.AddChain(ch)] = 0
+	return ch
+}
+
+func (b *builder) rule(ch *nftables.Chain, parts ...words) {
+	b.c.AddRule(&nftables.Rule{Table: b.rs.table, Chain: ch, Exprs: rule(parts...)})
+	b.rs.rules[ch]++
+}
+
+// nat publishes ports and lets containers out under the host's address.
+func (b *builder) nat() {
+	pub := b.chain("publish", "", nil, nil)
+	b.rule(pub, dnatByMap(b.rs.addr, true))
+	b.rule(pub, dnatByMap(b.rs.any, false))
+	pre := b.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
+	b.rule(pre, toHost(), jump(pub.Name))
+	out := b.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
+	b.rule(out, toHost(), jump(pub.Name))
+
+	post := b.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	for _, r := range b.nets {
+		// A container that calls a published port of its own network would get
+		// the answer straight from its neighbour, under an address it never called.
+		b.rule(post, iifname(r.Link, expr.CmpOpEq), oifname(r.Link, expr.CmpOpEq), published(), masquerade())
+		b.rule(post, oifname(r.Link, expr.CmpOpEq), addrIn(offsetSource, loopbackNet), masquerade())
+		if r.Masquerade && !r.Internal {
+			b.rule(post, addrIn(offsetSource, r.Subnet), oifname(r.Link, expr.CmpOpNeq), masquerade())
+		}
+	}
+}
+
+// filter keeps bridges apart and unpublished ports closed.
+func (b *builder) filter() {
+	raw := b.chain("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+	b.rule(raw, iifname("lo", expr.CmpOpNeq), addrIn(offsetDest, loopbackNet), drop())
+
+	fwd := b.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	b.rule(fwd, known(), accept())
+	for _, r := range b.nets {
+		if r.ICC { // seen here only where bridged frames pass the IP hooks
+			b.rule(fwd, iifname(r.Link, expr.CmpOpEq), oifname(r.Link, expr.CmpOpEq), accept())
+		}
+	}
+	b.rule(fwd, iifIn(b.internal), drop())
+	b.rule(fwd, oifIn(b.internal), drop())
+	b.rule(fwd, oifIn(b.bridges), published(), accept())
+	b.rule(fwd, iifIn(b.bridges), oifIn(b.bridges), drop())
+	b.rule(fwd, iifIn(b.bridges), accept())
+	b.rule(fwd, oifIn(b.bridges), drop())
+}
+
+// run puts the rules back when somebody takes them away: at once when a table
+// goes, and within a few seconds when single rules do.
+func (f *firewall) run(ctx context.Context) error {
+	c, err := f.conn()
+	if err != nil {
+		return err
+	}
+	mon := nftables.NewMonitor(nftables.WithMonitorAction(nftables.MonitorActionDel),
+		nftables.WithMonitorObject(nftables.MonitorObjectTables))
+	gone, err := c.AddMonitor(mon)
+	if err != nil {
+		return fmt.Errorf("firewall monitor: %w", err)
+	}
+	defer mon.Close()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev, ok := <-gone:
+			switch {
+			case !ok || ev.Error != nil:
+				gone = nil // the periodic check goes on
+			case !ours(ev):
+				continue
+			}
+		case <-time.After(checkEvery):
+		}
+		if err := f.check(); err != nil {
+			f.log.Warn("firewall rules cannot be put back yet", "err", err)
+		}
+	}
+}
+
+func ours(ev *nftables.MonitorEvent) bool {
+	t, ok := ev.Data.(*nftables.Table)
+	return ok && (t.Name == tableBridge || t.Name == tableUser)
+}
+
+// check compares the kernel's rules with those that were put there and puts them
+// back if any are missing.
+func (f *firewall) check() error {
+	f.lock()
+	defer f.unlock()
+	if f.built != nil && f.intact() {
+		return nil
+	}
+	f.log.Info("firewall rules were changed by somebody else and are put back")
+	return f.build()
+}
+
+func (f *firewall) intact() bool {
+	c, err := f.conn()
+	if err != nil {
+		return false
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	if err != nil || !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableUser }) {
+		return false
+	}
+	for ch, want := range f.built.rules {
+		rules, err := c.GetRules(f.built.table, ch)
+		if err != nil || len(rules) != want {
+			return false
+		}
+	}
+	return true
+}
+
+// protocols are the transports that ports are published for.
+var protocols = map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP}
+
+func sortedKeys[V any](m map[string]V) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}

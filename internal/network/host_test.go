@@ -1,0 +1,242 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/network"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// testHost is a network namespace that stands in for a host, with a second one
+// next to it that stands in for the rest of the world.
+type testHost struct {
+	*Manager
+	t       *testing.T
+	dir     string
+	ns      string // of the host
+	outside string
+	stop    func()
+}
+
+const (
+	hostAddr    = "10.99.0.1"
+	outsideAddr = "10.99.0.2"
+)
+
+func newTestHost(t *testing.T) *testHost {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("NEEDS ROOT: network namespaces cannot be made without it")
+	}
+	dir := t.TempDir()
+	h := &testHost{t: t, dir: dir, ns: testNS(t, dir), outside: testNS(t, dir)}
+	must(t, insidePath(h.outside, func(out netns.NsHandle) error {
+		return insidePath(h.ns, func(netns.NsHandle) error {
+			nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+			if err != nil {
+				return err
+			}
+			defer nl.Close()
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name, attrs.Flags = "up0", net.FlagUp
+			v := netlink.NewVeth(attrs)
+			v.PeerName, v.PeerNamespace = "up0", netlink.NsFd(out)
+			if err := nl.LinkAdd(v); err != nil {
+				return err
+			}
+			return nl.AddrAdd(v, &netlink.Addr{IPNet: toIPNet(netip.MustParsePrefix(hostAddr + "/24"))})
+		})
+	}))
+	must(t, insidePath(h.outside, func(out netns.NsHandle) error {
+		return dressPeer(out, &endpoint{IfName: "up0", Endpoint: Endpoint{
+			Addr: netip.MustParsePrefix(outsideAddr + "/24"), Gateway: netip.MustParseAddr(hostAddr)}}, true)
+	}))
+	must(t, os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte("nameserver "+outsideAddr+"\nsearch example.org\n"), 0o644))
+	h.start()
+	t.Cleanup(func() { h.stop() })
+	return h
+}
+
+// start starts a daemon on the host; its stop leaves everything else as it is.
+func (h *testHost) start() {
+	h.t.Helper()
+	must(h.t, insidePath(h.ns, func(netns.NsHandle) (err error) {
+		h.Manager, err = New(Config{Dir: h.dir + "/state", ExecDir: h.dir + "/run", ResolvConf: h.dir + "/resolv.conf",
+			Prepared: 1, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+		return err
+	}))
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	m := h.Manager
+	go func() { ended <- m.Run(ctx) }()
+	h.stop = func() {
+		cancel()
+		if err := <-ended; err != nil {
+			h.t.Errorf("Run: %v", err)
+		}
+		h.stop = func() {}
+	}
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("%s", strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+func testNS(t *testing.T, dir string) string {
+	t.Helper()
+	path, err := makeNS(dir)
+	must(t, err)
+	t.Cleanup(func() {
+		if err := removeNS(path); err != nil {
+			t.Error(err)
+		}
+	})
+	return path
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// join makes a container's sandbox, which Cleanup removes.
+func (h *testHost) join(name string, ports map[string]string, nets ...string) *Sandbox {
+	h.t.Helper()
+	req := h.request(name, ports, nets...)
+	sb, err := h.Join(context.Background(), req)
+	must(h.t, err)
+	h.t.Cleanup(func() { must(h.t, h.Leave(context.Background(), req.ContainerID)) })
+	return sb
+}
+
+func containerID(name string) string { return fmt.Sprintf("%064x", name) }
+
+func (h *testHost) request(name string, ports map[string]string, nets ...string) SandboxRequest {
+	req := SandboxRequest{ContainerID: containerID(name), ContainerName: name, Hostname: name, Dir: h.t.TempDir(), Ports: portsOf(h.t, ports)}
+	for _, n := range nets {
+		req.Endpoints = append(req.Endpoints, EndpointRequest{Network: n})
+	}
+	return req
+}
+
+// portsOf reads container ports and where they are published: "80/tcp" to "8080"
+// or "127.0.0.1:8080".
+func portsOf(t *testing.T, ports map[string]string) network.PortMap {
+	t.Helper()
+	out := network.PortMap{}
+	for c, at := range ports {
+		var b network.PortBinding
+		b.HostPort = at
+		if i := strings.LastIndexByte(at, ':'); i >= 0 {
+			b.HostIP, b.HostPort = netip.MustParseAddr(at[:i]), at[i+1:]
+		}
+		p := network.MustParsePort(c)
+		out[p] = append(out[p], b)
+	}
+	return out
+}
+
+// echo answers in a namespace with the address it sees the client under.
+func echo(t *testing.T, ns, proto string, port int) {
+	t.Helper()
+	at := fmt.Sprintf("0.0.0.0:%d", port)
+	must(t, insidePath(ns, func(netns.NsHandle) error {
+		if proto == "udp" {
+			pc, err := net.ListenPacket("udp4", at)
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { pc.Close() })
+			go func() {
+				buf := make([]byte, 100)
+				for {
+					_, from, err := pc.ReadFrom(buf)
+					if err != nil {
+						return
+					}
+					pc.WriteTo([]byte(from.String()), from)
+				}
+			}()
+			return nil
+		}
+		l, err := net.Listen("tcp4", at)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				io.WriteString(c, c.RemoteAddr().String())
+				c.Close()
+			}
+		}()
+		return nil
+	}))
+}
+
+// call asks an echo from a namespace and returns the address it saw.
+func call(ns, proto, to string) (netip.Addr, error) {
+	var seen netip.Addr
+	err := insidePath(ns, func(netns.NsHandle) error {
+		c, err := net.DialTimeout(proto+"4", to, time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(time.Second))
+		if proto == "udp" {
+			if _, err := c.Write([]byte("?")); err != nil {
+				return err
+			}
+		}
+		buf := make([]byte, 100)
+		n, err := c.Read(buf)
+		if err != nil {
+			return err
+		}
+		at, err := netip.ParseAddrPort(string(buf[:n]))
+		seen = at.Addr()
+		return err
+	})
+	return seen, err
+}
+
+// reaches fails the test unless a call gets through and, if from is not empty,
+// comes from that address.
+func reaches(t *testing.T, what, ns, proto, to, from string) {
+	t.Helper()
+	seen, err := call(ns, proto, to)
+	if err != nil {
+		t.Errorf("%s (%s %s): %v", what, proto, to, err)
+	} else if from != "" && seen.String() != from {
+		t.Errorf("%s (%s %s): came from %s, want %s", what, proto, to, seen, from)
+	}
+}
+
+func blocked(t *testing.T, what, ns, proto, to string) {
+	t.Helper()
+	if seen, err := call(ns, proto, to); err == nil {
+		t.Errorf("%s (%s %s): got through, as %s", what, proto, to, seen)
+	}
+}

@@ -1,0 +1,255 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/cluster"
+)
+
+const (
+	maxIfName  = 15
+	vethPrefix = "veth"
+)
+
+// links works on the interfaces of the daemon's own network namespace.
+type links struct {
+	ns netns.NsHandle
+	h  *netlink.Handle
+}
+
+func newLinks(ns netns.NsHandle) (*links, error) {
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, err
+	}
+	return &links{ns: ns, h: h}, nil
+}
+
+// sysctl sets a value in the daemon's namespace.
+func (l *links) sysctl(key, value string) error {
+	return inside(l.ns, func() error { return setSysctl(key, value) })
+}
+
+// routed returns the subnets the host has addresses in or routes to, the default
+// route aside.
+func (l *links) routed() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	routes, err := l.h.RouteList(nil, unix.AF_INET)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range routes {
+		if p := toPrefix(r.Dst); p.Bits() > 0 {
+			out = append(out, p)
+		}
+	}
+	addrs, err := l.h.AddrList(nil, unix.AF_INET)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addrs {
+		out = append(out, toPrefix(a.IPNet))
+	}
+	return out, nil
+}
+
+// bridge makes the interface of a network, or brings the one that is there into
+// the wanted shape. It reports whether it was there before.
+func (l *links) bridge(r *netRecord) (existed bool, err error) {
+	link, err := l.h.LinkByName(r.Link)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = r.Link
+		attrs.MTU = r.MTU
+		if r.Gateway.IsValid() {
+			// A bridge without a MAC of its own takes its lowest port's, and
+			// changes it whenever a container comes or goes.
+			mac := cluster.MAC(r.Gateway)
+			attrs.HardwareAddr = mac[:]
+		}
+		link = &netlink.Bridge{LinkAttrs: attrs}
+		err = l.h.LinkAdd(link)
+	} else if err == nil {
+		existed = true
+		if link.Type() != "bridge" {
+			return true, cluster.Invalidf("interface %s is there already and is no bridge", r.Link)
+		}
+	}
+	if err != nil {
+		return existed, fmt.Errorf("bridge %s: %w", r.Link, err)
+	}
+	if err := l.dressBridge(link, r); err != nil {
+		return existed, fmt.Errorf("bridge %s: %w", r.Link, err)
+	}
+	return existed, nil
+}
+
+func (l *links) dressBridge(link netlink.Link, r *netRecord) error {
+	if r.Gateway.IsValid() {
+		addr := &netlink.Addr{IPNet: toIPNet(netip.PrefixFrom(r.Gateway, r.Subnet.Bits()))}
+		if err := l.h.AddrReplace(link, addr); err != nil {
+			return err
+		}
+	}
+	err := inside(l.ns, func() error {
+		// So that 127.0.0.1:PORT reaches a container; the raw chain keeps
+		// such packets of others out.
+		return errors.Join(
+			setSysctl("net/ipv4/conf/"+sysctlName(r.Link)+"/route_localnet", "1"),
+			setSysctl("net/ipv6/conf/"+sysctlName(r.Link)+"/disable_ipv6", "1"))
+	})
+	if err != nil {
+		return err
+	}
+	return l.h.LinkSetUp(link)
+}
+
+// sysctlName is an interface's name as a path element below /proc/sys.
+func sysctlName(ifname string) string { return strings.ReplaceAll(ifname, "/", ".") }
+
+// remove deletes an interface; one that is not there is no error.
+func (l *links) remove(name string) error {
+	link, err := l.h.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err == nil {
+		err = l.h.LinkDel(link)
+	}
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// sweep deletes the veths in the given bridges that are not to be kept: what a
+// crash left behind.
+func (l *links) sweep(bridges, keep map[string]bool) error {
+	all, err := l.h.LinkList()
+	if err != nil {
+		return err
+	}
+	ours := map[int]bool{}
+	for _, link := range all {
+		if bridges[link.Attrs().Name] {
+			ours[link.Attrs().Index] = true
+		}
+	}
+	var errs []error
+	for _, link := range all {
+		a := link.Attrs()
+		if link.Type() == "veth" && ours[a.MasterIndex] && !keep[a.Name] {
+			errs = append(errs, l.h.LinkDel(link))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// plug connects the sandbox in ns to a bridge as ep says: a veth pair, its
+// address inside, and the default route if it is to carry it.
+func (l *links) plug(r *netRecord, ep *endpoint, ns netns.NsHandle, defaultRoute bool) error {
+	master, err := l.h.LinkByName(r.Link)
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", r.Link, err)
+	}
+	mac, err := net.ParseMAC(ep.MAC)
+	if err != nil {
+		return cluster.Invalidf("invalid MAC address: %s", ep.MAC)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = ep.HostLink
+	attrs.MTU = r.MTU
+	attrs.MasterIndex = master.Attrs().Index
+	attrs.Flags = net.FlagUp
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName = ep.IfName
+	veth.PeerHardwareAddr = mac
+	veth.PeerNamespace = netlink.NsFd(ns)
+	if err := l.h.LinkAdd(veth); err != nil {
+		return fmt.Errorf("interface %s: %w", ep.HostLink, err)
+	}
+	if !r.ICC {
+		// Bridged frames pass no IP hook: the bridge itself keeps them apart.
+		if err := l.h.LinkSetIsolated(veth, true); err != nil {
+			return fmt.Errorf("interface %s: %w", ep.HostLink, err)
+		}
+	}
+	return dressPeer(ns, ep, defaultRoute)
+}
+
+func dressPeer(ns netns.NsHandle, ep *endpoint, defaultRoute bool) error {
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	peer, err := h.LinkByName(ep.IfName)
+	if err != nil {
+		return err
+	}
+	if err := h.AddrAdd(peer, &netlink.Addr{IPNet: toIPNet(ep.Addr)}); err != nil {
+		return fmt.Errorf("%s: %w", ep.IfName, err)
+	}
+	if err := h.LinkSetUp(peer); err != nil {
+		return fmt.Errorf("%s: %w", ep.IfName, err)
+	}
+	if defaultRoute {
+		return setDefault(h, peer, ep.Gateway)
+	}
+	return nil
+}
+
+// setDefault points the default route of a sandbox at gw.
+func setDefault(h *netlink.Handle, out netlink.Link, gw netip.Addr) error {
+	return h.RouteReplace(&netlink.Route{
+		LinkIndex: out.Attrs().Index, Gw: gw.AsSlice(),
+		Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)},
+	})
+}
+
+// routeVia points the default route of the sandbox in ns at ep.
+func routeVia(ns netns.NsHandle, ep *endpoint) error {
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	link, err := h.LinkByName(ep.IfName)
+	if err != nil {
+		return err
+	}
+	return setDefault(h, link, ep.Gateway)
+}
+
+// prepareHost lets the daemon's namespace forward, and keeps bridged frames off
+// the IP hooks.
+func (l *links) prepareHost() error {
+	return inside(l.ns, func() error {
+		return errors.Join(
+			setSysctl("net/ipv4/ip_forward", "1"),
+			setSysctl("net/bridge/bridge-nf-call-iptables", "0"),
+			setSysctl("net/bridge/bridge-nf-call-ip6tables", "0"),
+			setSysctl("net/bridge/bridge-nf-call-arptables", "0"))
+	})
+}
+
+func toIPNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func toPrefix(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	a, _ := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), ones)
+}

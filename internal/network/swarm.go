@@ -1,0 +1,240 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/network"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/network/overlay"
+)
+
+// Apply brings the swarm's part of the host to the wanted items (kinds network,
+// peer, endpoint, service; others are ignored): the whole set when complete,
+// else what changed. It returns when the data path follows them. Idempotent.
+func (m *Manager) Apply(ctx context.Context, complete bool, items []cluster.Item) error {
+	err := m.overlay.Apply(ctx, complete, items)
+	if len(m.overlay.Networks()) == 0 {
+		return err
+	}
+	_, gwErr := m.gatewayNetwork(ctx)
+	return errors.Join(err, gwErr, m.reattach(ctx))
+}
+
+// LeaveSwarm removes every swarm network from the host.
+func (m *Manager) LeaveSwarm(ctx context.Context) error {
+	err := m.overlay.LeaveSwarm(ctx)
+	m.mu.Lock()
+	m.attached = map[string]bool{}
+	m.mu.Unlock()
+	// Docker keeps the gateway network, and so do containers that still run.
+	return err
+}
+
+// reattach tells the overlay of the sandboxes that an earlier daemon made, once
+// their networks are known again.
+func (m *Manager) reattach(ctx context.Context) error {
+	m.mu.Lock()
+	var missing []*sandbox
+	for _, id := range sortedKeys(m.sandboxes) {
+		s := m.sandboxes[id]
+		for i := range s.Endpoints {
+			if ep := &s.Endpoints[i]; ep.Kind == driverOverlay && m.adopted[id] && !m.attached[ep.EndpointID] && m.swarmNetwork(ep.NetworkID) != nil {
+				missing = append(missing, s)
+				break
+			}
+		}
+	}
+	m.mu.Unlock()
+	var errs []error
+	for _, s := range missing {
+		errs = append(errs, m.reattachOne(ctx, s.ContainerID))
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manager) reattachOne(ctx context.Context, containerID string) error {
+	give, err := m.boxes.take(ctx, containerID)
+	if err != nil {
+		return err
+	}
+	defer give()
+	s := m.sandbox(containerID)
+	if s == nil { // it left while we waited
+		return nil
+	}
+	var errs []error
+	for i := range s.Endpoints {
+		ep := &s.Endpoints[i]
+		if ep.Kind != driverOverlay {
+			continue
+		}
+		if err := m.attachSwarm(ctx, s, ep); err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("network %s: %w", ep.NetworkName, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// attachSwarm gives a sandbox its place in a swarm network. Its place in the
+// gateway network must be there.
+func (m *Manager) attachSwarm(ctx context.Context, s *sandbox, ep *endpoint) error {
+	req := overlay.AttachRequest{NetworkID: ep.NetworkID, ID: s.ContainerID, Addr: ep.Addr.Addr(), NetNS: s.NetNS, IfName: ep.IfName}
+	if gw := s.gateway(); gw != nil && gw.Hidden {
+		req.Gateway = &overlay.GatewayInfo{IfName: gw.IfName, Addr: gw.Addr.Addr(), Via: gw.Gateway}
+	}
+	if err := m.overlay.Attach(ctx, req); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.attached[ep.EndpointID] = true
+	return nil
+}
+
+func (m *Manager) detachSwarm(ctx context.Context, s *sandbox, ep *endpoint) error {
+	err := m.overlay.Detach(ctx, ep.NetworkID, s.ContainerID)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.attached, ep.EndpointID)
+	return err
+}
+
+func (m *Manager) lookupSwarm(networkID, name string) ([]netip.Addr, bool) {
+	return m.overlay.Lookup(networkID, name)
+}
+
+func (m *Manager) lookupSwarmAddr(networkID string, a netip.Addr) (string, bool) {
+	return m.overlay.LookupAddr(networkID, a)
+}
+
+func (m *Manager) swarmNetworks() []overlay.Network { return m.overlay.Networks() }
+
+// swarmNetwork returns a swarm network by id, name or unique prefix of its id,
+// or nil.
+func (m *Manager) swarmNetwork(ref string) *overlay.Network {
+	nets := m.overlay.Networks()
+	var byPrefix []*overlay.Network
+	for i := range nets {
+		switch n := &nets[i]; {
+		case n.ID == ref || n.Name == ref:
+			return n
+		case ref != "" && strings.HasPrefix(n.ID, ref):
+			byPrefix = append(byPrefix, n)
+		}
+	}
+	if len(byPrefix) == 1 {
+		return byPrefix[0]
+	}
+	return nil
+}
+
+// placeInSwarm is place for a swarm network, whose addresses the swarm gives out.
+func placeInSwarm(s *sandbox, n *overlay.Network, er EndpointRequest) (*endpoint, error) {
+	if s.in(n.ID) != nil {
+		return nil, cluster.Deniedf("endpoint with name %s already exists in network %s", s.Name, n.Name)
+	}
+	if !er.Addr.IsValid() || !n.Subnet.Contains(er.Addr) {
+		return nil, cluster.Invalidf("network %s: %s is no address that the swarm gave", n.Name, er.Addr)
+	}
+	mac := cluster.MAC(er.Addr)
+	return &endpoint{Kind: driverOverlay, IfName: s.nextIf(), Links: er.Links, Priority: er.GwPriority, External: !n.Internal,
+		Endpoint: Endpoint{NetworkID: n.ID, NetworkName: n.Name, EndpointID: newID(), Aliases: er.Aliases,
+			Addr: netip.PrefixFrom(er.Addr, n.Subnet.Bits()), MAC: net.HardwareAddr(mac[:]).String(),
+			DNSNames: dnsNames(s, er.Aliases)}}, nil
+}
+
+// inOrder returns wishes in the order of the interfaces: the ingress network is
+// eth0 of a task that has it. m.mu is held.
+func (m *Manager) inOrder(eps []EndpointRequest) []EndpointRequest {
+	out := slices.Clone(eps)
+	ingress := func(er EndpointRequest) int {
+		if n := m.swarmNetwork(er.Network); n != nil && n.Ingress {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(out, func(a, b EndpointRequest) int { return ingress(a) - ingress(b) })
+	return out
+}
+
+// needsGateway reports whether s has a swarm network with a way out and so needs
+// a place in the gateway network, which it has not yet.
+func (s *sandbox) needsGateway() bool {
+	need := false
+	for _, ep := range s.Endpoints {
+		if ep.Hidden {
+			return false
+		}
+		need = need || ep.Kind == driverOverlay && ep.External
+	}
+	return need
+}
+
+// placeGateway adds the place in the gateway network that s needs. m.mu is held.
+func (m *Manager) placeGateway(s *sandbox) error {
+	if !s.needsGateway() {
+		return nil
+	}
+	ep, err := m.place(s, EndpointRequest{Network: gatewayNetwork})
+	if err != nil {
+		return err
+	}
+	ep.Hidden = true
+	s.Endpoints = append(s.Endpoints, *ep)
+	return nil
+}
+
+// prepareGateway makes the gateway network if one of the wishes will need it.
+func (m *Manager) prepareGateway(ctx context.Context, eps []EndpointRequest) error {
+	for _, er := range eps {
+		if m.swarmNetwork(er.Network) != nil {
+			_, err := m.gatewayNetwork(ctx)
+			return err
+		}
+	}
+	return nil
+}
+
+// gatewayNetwork returns the network by which tasks reach the outside, and makes
+// it if there is none. Its containers cannot reach each other.
+func (m *Manager) gatewayNetwork(ctx context.Context) (*netRecord, error) {
+	if r := m.known(gatewayNetwork); r != nil {
+		return r, nil
+	}
+	r, err := newRecord(network.CreateRequest{Name: gatewayNetwork, Options: map[string]string{
+		optName: gatewayLink, optICC: "false", optMasquerade: "true"}}, m.cfg.MTU)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.nets.take(ctx); err != nil {
+		return nil, err
+	}
+	defer m.nets.give()
+	if have := m.known(gatewayNetwork); have != nil { // made while we waited
+		return have, nil
+	}
+	if err := m.create(r); err != nil {
+		return nil, fmt.Errorf("network %s: %w", gatewayNetwork, err)
+	}
+	m.publish(events.ActionCreate, r.ID, r.Name, r.Driver, "")
+	return r, nil
+}
+
+func (m *Manager) known(name string) *netRecord {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.find(name)
+	if err != nil {
+		return nil
+	}
+	return r
+}
