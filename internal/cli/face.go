@@ -25,8 +25,12 @@ func (inv Invocation) tidy(root *cobra.Command) {
 	if inv.Face == FaceDocker {
 		return
 	}
+	if f := root.Flags().Lookup("context"); f != nil {
+		f.Usage = strings.Replace(f.Usage, `"docker context use"`, `"`+inv.Face+` context use"`, 1)
+	}
 	var visit func(*cobra.Command)
 	visit = func(c *cobra.Command) {
+		c.Short = shorts.Replace(c.Short)
 		if a, ok := c.Annotations["aliases"]; ok {
 			names := strings.Split(a, ", ")
 			for i, n := range names {
@@ -40,6 +44,10 @@ func (inv Invocation) tidy(root *cobra.Command) {
 	}
 	visit(root)
 }
+
+// shorts takes Docker's name out of what help says the commands are about.
+var shorts = strings.NewReplacer("the Docker version information", "version information",
+	"Manage Docker", "Manage the host", "Docker objects", "objects")
 
 func (inv Invocation) renamed(s string) string {
 	if rest, ok := strings.CutPrefix(s, "docker "); ok {
