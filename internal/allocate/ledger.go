@@ -1,0 +1,256 @@
+package allocate
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+// ledger counts who holds what. It follows the store: every pass brings it up to
+// date with the objects that changed, so that it is never more than a shortcut
+// for reading them all. What a pass gives out is noted as tentative until the
+// store shows it.
+type ledger struct {
+	pools map[string]*pool // by network
+	vnis  map[uint32]string
+	ports map[port]string // by whom
+
+	nets      map[string]*netHold
+	holders   map[string]*hold
+	round     uint64
+	tentative []addr
+	promised  []port // like tentative
+}
+
+type port struct {
+	proto  network.IPProtocol
+	number uint32
+}
+
+type addr struct {
+	network string
+	addr    netip.Addr
+}
+
+// hold is what one service, task or node holds.
+type hold struct {
+	version uint64 // of the object, when it was read
+	round   uint64
+	addrs   []addr
+	ports   []port
+}
+
+type netHold struct {
+	net   *cluster.Network
+	round uint64
+}
+
+func newLedger() *ledger {
+	return &ledger{
+		pools: map[string]*pool{}, vnis: map[uint32]string{}, ports: map[port]string{},
+		nets: map[string]*netHold{}, holders: map[string]*hold{},
+	}
+}
+
+// follow brings the ledger up to date with the store.
+func (l *ledger) follow(v store.View) {
+	for _, a := range l.tentative {
+		l.free(a)
+	}
+	for _, k := range l.promised {
+		delete(l.ports, k)
+	}
+	l.tentative, l.promised = l.tentative[:0], l.promised[:0]
+	l.round++
+	l.followNetworks(v)
+	for _, s := range v.Services() {
+		if h, changed := l.touch("s/"+s.ID, s.Version); changed {
+			l.release(h)
+			for _, vip := range s.VIPs {
+				l.hold(h, vip.NetworkID, vip.Addr, s.CreatedAt)
+			}
+			l.holdPorts(h, s)
+		}
+	}
+	for _, n := range v.Nodes() {
+		if h, changed := l.touch("n/"+n.ID, n.Version); changed {
+			l.release(h)
+			for id, a := range n.Addrs {
+				l.hold(h, id, a, n.CreatedAt)
+			}
+		}
+	}
+	for _, t := range v.Tasks() {
+		if t.Status.State.Terminal() || len(t.Networks) == 0 {
+			continue // its record goes below, with those that are gone
+		}
+		if h, changed := l.touch("t/"+t.ID, t.Wants); changed {
+			l.release(h)
+			for _, at := range t.Networks {
+				l.hold(h, at.NetworkID, at.Addr, t.CreatedAt)
+			}
+		}
+	}
+	for k, h := range l.holders {
+		if h.round != l.round {
+			l.release(h)
+			delete(l.holders, k)
+		}
+	}
+}
+
+func (l *ledger) followNetworks(v store.View) {
+	for _, n := range v.Networks() {
+		h := l.nets[n.ID]
+		if h == nil {
+			h = &netHold{}
+			l.nets[n.ID] = h
+		}
+		h.round = l.round
+		if h.net == n {
+			continue
+		}
+		h.net = n
+		if n.VNI != 0 {
+			l.vnis[n.VNI] = n.ID
+		}
+		if p := l.pools[n.ID]; n.Subnet.IsValid() && (p == nil || p.subnet != n.Subnet) {
+			l.pools[n.ID] = newPool(n.Subnet, rangeOf(n), n.Gateway)
+		}
+	}
+	for id, h := range l.nets {
+		if h.round == l.round {
+			continue
+		}
+		delete(l.nets, id)
+		delete(l.pools, id)
+		for vni, owner := range l.vnis {
+			if owner == id {
+				delete(l.vnis, vni)
+			}
+		}
+	}
+}
+
+// touch finds the record of an object and whether it must be read again.
+func (l *ledger) touch(key string, version uint64) (*hold, bool) {
+	h := l.holders[key]
+	if h == nil {
+		h = &hold{}
+		l.holders[key] = h
+	}
+	changed := h.version != version
+	h.version, h.round = version, l.round
+	return h, changed
+}
+
+func (l *ledger) hold(h *hold, networkID string, a netip.Addr, created time.Time) {
+	if !a.IsValid() {
+		return
+	}
+	h.addrs = append(h.addrs, addr{networkID, a})
+	if p := l.pools[networkID]; p != nil {
+		p.take(a, created.UnixNano())
+	}
+}
+
+func (l *ledger) holdPorts(h *hold, s *cluster.Service) {
+	for _, pc := range s.Ports {
+		if cluster.HostPort(pc) || pc.PublishedPort == 0 {
+			continue
+		}
+		k := portOf(pc)
+		if _, taken := l.ports[k]; !taken {
+			l.ports[k] = s.ID
+			h.ports = append(h.ports, k)
+		}
+	}
+}
+
+func (l *ledger) release(h *hold) {
+	for _, a := range h.addrs {
+		l.free(a)
+	}
+	for _, k := range h.ports {
+		delete(l.ports, k)
+	}
+	h.addrs, h.ports = nil, nil
+}
+
+func (l *ledger) free(a addr) {
+	if p := l.pools[a.network]; p != nil {
+		p.free(a.addr)
+	}
+}
+
+// give takes an address for something that this pass writes.
+func (l *ledger) give(networkID string) (netip.Addr, bool) {
+	p := l.pools[networkID]
+	if p == nil {
+		return netip.Addr{}, false
+	}
+	a, ok := p.give()
+	if ok {
+		l.tentative = append(l.tentative, addr{networkID, a})
+	}
+	return a, ok
+}
+
+// giveBack undoes the gives since the mark (len(l.tentative) at the time).
+func (l *ledger) giveBack(mark int) {
+	for _, a := range l.tentative[mark:] {
+		l.free(a)
+	}
+	l.tentative = l.tentative[:mark]
+}
+
+// promise takes a port that nobody has for something that this pass writes.
+func (l *ledger) promise(serviceID string, k port) {
+	if l.ports[k] == "" {
+		l.ports[k] = serviceID
+		l.promised = append(l.promised, k)
+	}
+}
+
+// claim takes a given address, unless somebody holds it.
+func (l *ledger) claim(networkID string, a netip.Addr) bool {
+	p := l.pools[networkID]
+	if p == nil || !p.subnet.Contains(a) || p.holds(a) {
+		return false
+	}
+	p.take(a, 0)
+	l.tentative = append(l.tentative, addr{networkID, a})
+	return true
+}
+
+func portOf(pc swarm.PortConfig) port {
+	if pc.Protocol == "" {
+		return port{network.TCP, pc.PublishedPort}
+	}
+	return port{pc.Protocol, pc.PublishedPort}
+}
+
+func rangeOf(n *cluster.Network) netip.Prefix {
+	if c := ipamOf(n.Spec); c != nil {
+		return c.Range
+	}
+	return netip.Prefix{}
+}
+
+// ipamOf returns the part of a network's spec that asks for an IPv4 subnet.
+func ipamOf(spec *swarm.NetworkSpec) *swarm.IPAMConfig {
+	if spec == nil || spec.IPAMOptions == nil {
+		return nil
+	}
+	for i := range spec.IPAMOptions.Configs {
+		if c := &spec.IPAMOptions.Configs[i]; !c.Subnet.IsValid() || c.Subnet.Addr().Is4() {
+			return c
+		}
+	}
+	return nil
+}

@@ -1,0 +1,138 @@
+// Package pass drives the loops that only the leader runs: wake, plan, write,
+// wait. It owns when a pass is made and how its writes become log entries; what
+// is written is each loop's own plan. The five loops call it; it knows none of
+// them.
+package pass
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+// Propose writes one log entry: all changes or none. It returns when the entry
+// is applied to this manager's own store. Its errors are cluster.ErrStale (look
+// again and retry) and cluster.ErrNotLeader (give up), or passing ones.
+type Propose func(ctx context.Context, changes ...store.Change) error
+
+// Todo is what a plan wants written: groups of changes, each made whole or not
+// at all. Groups are independent of each other.
+type Todo [][]store.Change
+
+// Add appends a group.
+func (t *Todo) Add(group ...store.Change) { *t = append(*t, group) }
+
+// MaxChanges bounds a log entry: one long entry would hold up every other
+// writer, and a single stale object would refuse it all.
+const MaxChanges = 500
+
+// Apply writes the groups in entries of at most MaxChanges changes. A stale
+// entry does not keep the others from being written; ErrStale is returned at the
+// end, so that the next pass plans it anew. Any other error stops.
+func Apply(ctx context.Context, propose Propose, todo Todo) error {
+	var stale error
+	for len(todo) > 0 {
+		n := len(todo[0])
+		end := 1
+		for end < len(todo) && n+len(todo[end]) <= MaxChanges {
+			n += len(todo[end])
+			end++
+		}
+		entry := make([]store.Change, 0, n)
+		for _, g := range todo[:end] {
+			entry = append(entry, g...)
+		}
+		todo = todo[end:]
+		if len(entry) == 0 {
+			continue
+		}
+		err := propose(ctx, entry...)
+		if errors.Is(err, cluster.ErrStale) {
+			stale = err
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return stale
+}
+
+// Number gives new tasks their ids. Plans leave them out, so that a plan is a
+// function of what it sees alone.
+func Number(todo Todo, newID func() string) {
+	for _, g := range todo {
+		for i := range g {
+			if g[i].Op == store.OpCreate && g[i].Kind == store.KindTask && g[i].ID == "" {
+				t := *g[i].Task
+				t.ID = newID()
+				g[i] = store.CreateTask(&t)
+			}
+		}
+	}
+}
+
+// Sooner returns the earlier of two times, where zero means never.
+func Sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// Loop makes a pass at start, after every wake-up, when the last pass asked to
+// be called again, and now and then in any case.
+type Loop struct {
+	Name  string
+	Store *store.Store
+	Kinds []store.Kind // what wakes it
+	// Once makes one pass. again says when to look again though nothing changed
+	// (zero: never).
+	Once func(ctx context.Context, now time.Time) (again time.Time, err error)
+	Log  *slog.Logger
+}
+
+const (
+	resync     = time.Minute
+	staleRetry = 10 * time.Millisecond
+	errorRetry = time.Second
+)
+
+// Run blocks until ctx ends (nil) or leadership is lost (cluster.ErrNotLeader).
+// A wake-up carries no data, so losing one costs delay, never correctness.
+func (l Loop) Run(ctx context.Context) error {
+	wake, stop := l.Store.Watch(l.Kinds...) // before the first pass, so nothing slips between
+	defer stop()
+	for {
+		again, err := l.Once(ctx, time.Now())
+		now := time.Now()
+		wait := resync
+		if !again.IsZero() {
+			wait = max(staleRetry, min(resync, again.Sub(now)))
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, cluster.ErrNotLeader):
+			return err
+		case errors.Is(err, cluster.ErrStale):
+			wait = staleRetry
+		case err != nil:
+			l.Log.Warn("pass will be retried", "loop", l.Name, "err", err)
+			wait = errorRetry
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-wake:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+		timer.Stop()
+	}
+}

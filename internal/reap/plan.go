@@ -1,0 +1,143 @@
+// Package reap forgets what is over: tasks beyond the history that users want to
+// see, tasks that were to be removed and have ended, those of nodes that are gone
+// for good, and networks that wait for their last task. The leader runs it. It
+// deletes, and gives tasks their last states; it never creates anything.
+package reap
+
+import (
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/pass"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+// OrphanAfter is how long a node is down before its tasks are given up.
+const OrphanAfter = 24 * time.Hour
+
+const defaultHistory = 5
+
+// Plan returns the writes that forget what is over, and when to look again.
+func Plan(now time.Time, v store.View) (todo pass.Todo, again time.Time) {
+	p := &planner{now: now, v: v, deleted: map[string]bool{}}
+	for _, t := range v.Tasks() {
+		p.task(t)
+	}
+	for _, s := range v.Services() {
+		p.history(s)
+	}
+	for _, n := range v.Networks() {
+		p.network(n)
+	}
+	return p.todo, p.again
+}
+
+type planner struct {
+	now     time.Time
+	v       store.View
+	todo    pass.Todo
+	again   time.Time
+	deleted map[string]bool
+}
+
+func (p *planner) task(t *cluster.Task) {
+	ended := t.Status.State.Terminal()
+	switch {
+	case t.Desired == cluster.StateRemove && (ended || t.Status.State < cluster.StateAssigned):
+		p.forget(t)
+	case t.Attach != nil && ended:
+		p.forget(t) // a plain container has no history
+	case !ended && p.lost(t):
+		p.todo.Add(store.SetStatus(t.ID, cluster.Status{
+			State: cluster.StateOrphaned, Message: "task's node is gone", ContainerID: t.Status.ContainerID,
+		}))
+	case t.Attach == nil && t.Desired != cluster.StateRemove && p.v.Service(t.ServiceID) == nil:
+		c := *t
+		c.Desired = cluster.StateRemove
+		p.todo.Add(store.UpdateTask(&c))
+	}
+}
+
+// lost reports whether a task's node will not be heard of again: it was removed,
+// or has been down for too long.
+func (p *planner) lost(t *cluster.Task) bool {
+	if t.NodeID == "" {
+		return false
+	}
+	n := p.v.Node(t.NodeID)
+	if n == nil {
+		return true
+	}
+	if n.Status.State != swarm.NodeStateDown || n.Status.Since.IsZero() {
+		return false
+	}
+	if at := n.Status.Since.Add(OrphanAfter); at.After(p.now) {
+		p.again = pass.Sooner(p.again, at)
+		return false
+	}
+	return true
+}
+
+func (p *planner) forget(t *cluster.Task) {
+	if !p.deleted[t.ID] {
+		p.deleted[t.ID] = true
+		p.todo.Add(store.DeleteTask(t))
+	}
+}
+
+// history keeps as many tasks of a place as users want to see, the wanted one
+// included; the oldest that have ended go first.
+func (p *planner) history(s *cluster.Service) {
+	for _, pl := range cluster.Places(p.v.TasksOf(s.ID)) {
+		limit := p.limit(s)
+		if limit < 0 {
+			continue
+		}
+		if len(pl.Wanted()) == 0 {
+			limit = max(limit, 1) // the last one says how the place ended
+		}
+		for _, t := range pl.Tasks[:max(0, len(pl.Tasks)-1)] {
+			over := p.remaining(pl) > limit
+			if over && t.Desired > cluster.StateRunning && t.Status.State.Terminal() {
+				p.forget(t)
+			}
+		}
+	}
+}
+
+func (p *planner) remaining(pl cluster.Place) (n int) {
+	for _, t := range pl.Tasks {
+		if !p.deleted[t.ID] {
+			n++
+		}
+	}
+	return n
+}
+
+// limit is how many tasks of a place are kept; negative: all. With a limit of
+// attempts at least one more, for they are counted from the history.
+func (p *planner) limit(s *cluster.Service) int {
+	if r := cluster.RestartOf(s.Spec); r.MaxAttempts > 0 {
+		return r.MaxAttempts + 1
+	}
+	c := p.v.Cluster()
+	if c == nil || c.Spec == nil || c.Spec.Orchestration.TaskHistoryRetentionLimit == nil {
+		return defaultHistory
+	}
+	return int(*c.Spec.Orchestration.TaskHistoryRetentionLimit)
+}
+
+// network removes a network that users removed, when no task is left in it.
+func (p *planner) network(n *cluster.Network) {
+	if !n.PendingDelete {
+		return
+	}
+	for _, t := range p.v.TasksIn(n.ID) {
+		if !t.Status.State.Terminal() {
+			return
+		}
+	}
+	p.todo.Add(store.DeleteNetwork(n))
+}

@@ -1,0 +1,38 @@
+package rollout
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/skep-dev/skep/internal/pass"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+// Loop rolls out new specs. The leader runs one.
+type Loop struct {
+	Store   *store.Store
+	Propose pass.Propose
+	NewID   func() string // names new tasks
+	Log     *slog.Logger
+}
+
+// Run blocks until ctx ends or leadership is lost (cluster.ErrNotLeader).
+func (l *Loop) Run(ctx context.Context) error {
+	began := map[string]time.Time{}
+	return pass.Loop{
+		Name: "rollout", Store: l.Store, Log: l.Log,
+		Kinds: []store.Kind{store.KindService, store.KindTask, store.KindNode},
+		Once: func(ctx context.Context, now time.Time) (time.Time, error) {
+			v := l.Store.View()
+			todo, again := Plan(now, v, began)
+			for id := range began {
+				if v.Task(id) == nil {
+					delete(began, id)
+				}
+			}
+			pass.Number(todo, l.NewID)
+			return again, pass.Apply(ctx, l.Propose, todo)
+		},
+	}.Run(ctx)
+}

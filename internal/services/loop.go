@@ -1,0 +1,32 @@
+package services
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/skep-dev/skep/internal/pass"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+// Loop keeps the wanted tasks in being. The leader runs one.
+type Loop struct {
+	Store   *store.Store
+	Propose pass.Propose
+	NewID   func() string // names new tasks
+	Log     *slog.Logger
+}
+
+// Run blocks until ctx ends or leadership is lost (cluster.ErrNotLeader).
+func (l *Loop) Run(ctx context.Context) error {
+	return pass.Loop{
+		Name: "services", Store: l.Store, Log: l.Log, Once: l.once,
+		Kinds: []store.Kind{store.KindService, store.KindTask, store.KindNode},
+	}.Run(ctx)
+}
+
+func (l *Loop) once(ctx context.Context, now time.Time) (time.Time, error) {
+	todo, again := Plan(now, l.Store.View())
+	pass.Number(todo, l.NewID)
+	return again, pass.Apply(ctx, l.Propose, todo)
+}
