@@ -325,6 +325,13 @@ func ours(ev *nftables.MonitorEvent) bool {
 	return ok && (t.Name == tableBridge || t.Name == tableUser)
 }
 
+// restore puts all rules into the kernel, whatever is there.
+func (f *firewall) restore() error {
+	f.lock()
+	defer f.unlock()
+	return f.build()
+}
+
 // check compares the kernel's rules with those that were put there and puts them
 // back if any are missing.
 func (f *firewall) check() error {

@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"log/slog"
@@ -126,10 +127,11 @@ func (h *testHost) join(name string, ports map[string]string, nets ...string) *S
 	return sb
 }
 
-func containerID(name string) string { return fmt.Sprintf("%064x", name) }
+// containerID is an id for a name: no two have a prefix in common.
+func containerID(name string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(name))) }
 
 func (h *testHost) request(name string, ports map[string]string, nets ...string) SandboxRequest {
-	req := SandboxRequest{ContainerID: containerID(name), ContainerName: name, Hostname: name, Dir: h.t.TempDir(), Ports: portsOf(h.t, ports)}
+	req := SandboxRequest{ContainerID: containerID(name), ContainerName: name, Hostname: "h-" + name, Dir: h.t.TempDir(), Ports: portsOf(h.t, ports)}
 	for _, n := range nets {
 		req.Endpoints = append(req.Endpoints, EndpointRequest{Network: n})
 	}

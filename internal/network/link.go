@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -182,7 +183,26 @@ func (l *links) plug(r *netRecord, ep *endpoint, ns netns.NsHandle, defaultRoute
 			return fmt.Errorf("interface %s: %w", ep.HostLink, err)
 		}
 	}
-	return dressPeer(ns, ep, defaultRoute)
+	if err := dressPeer(ns, ep, defaultRoute); err != nil {
+		return err
+	}
+	return l.carrier(veth)
+}
+
+// carrier waits until a bridge port that was just plugged in passes packets: the
+// kernel sees to that a moment after both ends are up, and loses what comes
+// before.
+func (l *links) carrier(port netlink.Link) error {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+		now, err := l.h.LinkByIndex(port.Attrs().Index)
+		if err != nil {
+			return err
+		}
+		if now.Attrs().OperState == netlink.OperUp {
+			break
+		}
+	}
+	return nil
 }
 
 func dressPeer(ns netns.NsHandle, ep *endpoint, defaultRoute bool) error {

@@ -111,7 +111,7 @@ func (m *Manager) open() error {
 		}
 		m.fw.nets[r.Link] = r
 	}
-	return errors.Join(m.fw.check(), m.sweep())
+	return errors.Join(m.fw.restore(), m.sweep())
 }
 
 // sweep removes what a crash left: interfaces and namespaces of no sandbox on record.
