@@ -87,11 +87,11 @@ func (o *Overlay) Attach(ctx context.Context, req AttachRequest) error {
 			return cluster.NotFoundf("network %s not found", req.NetworkID)
 		}
 		if err := o.plug(v, ns, inside, req); err != nil {
-			return fmt.Errorf("network %s: %w", v.net.Name, err)
+			return err
 		}
 	}
 	if v != nil && v.net.Ingress {
-		if err := routeIngress(ns, inside, v, req); err != nil {
+		if err := routeIngress(ns, inside, v, req.IfName, req.Addr, req.Gateway); err != nil {
 			return fmt.Errorf("network %s: %w", v.net.Name, err)
 		}
 	}
@@ -109,7 +109,7 @@ func attached(inside *netlink.Handle, req AttachRequest) (bool, error) {
 		return false, err
 	}
 	if l.Attrs().HardwareAddr.String() != hardware(req.Addr).String() {
-		return false, fmt.Errorf("interface %s: %w", req.IfName, errNoMAC)
+		return false, cluster.Conflictf("interface %s of %s belongs to something else", req.IfName, req.ID)
 	}
 	addrs, err := inside.AddrList(l, unix.AF_INET)
 	if err != nil {
@@ -129,8 +129,11 @@ func (o *Overlay) plug(v *view, ns netns.NsHandle, inside *netlink.Handle, req A
 	o.mu.Lock()
 	d := o.devices[v.net.ID]
 	o.mu.Unlock()
+	if err := buildable(v); err != nil {
+		return err
+	}
 	if d == nil {
-		return cluster.Unavailablef("its devices are not ready on this node")
+		return cluster.Unavailablef("network %s is not ready on this node", v.net.Name)
 	}
 	o.mu.Lock()
 	mtu := d.mtu
@@ -150,11 +153,11 @@ func (o *Overlay) plug(v *view, ns netns.NsHandle, inside *netlink.Handle, req A
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("interface %s: %w", req.IfName, err)
+		return fmt.Errorf("network %s: interface %s: %w", v.net.Name, req.IfName, err)
 	}
 	err = configure(inside, req, v.net.Subnet.Bits())
 	if err != nil {
-		return errors.Join(fmt.Errorf("interface %s: %w", req.IfName, err), o.deleteLinks(name))
+		return errors.Join(fmt.Errorf("network %s: interface %s: %w", v.net.Name, req.IfName, err), o.deleteLinks(name))
 	}
 	return nil
 }
@@ -174,8 +177,8 @@ func configure(inside *netlink.Handle, req AttachRequest, bits int) error {
 // way their question came: what carries a mark goes out there, to whichever MAC
 // the rules write. The rest goes by the gateway, from the ingress address, which
 // is what a UDP socket without an address of its own must answer from.
-func routeIngress(ns netns.NsHandle, inside *netlink.Handle, v *view, req AttachRequest) error {
-	l, err := inside.LinkByName(req.IfName)
+func routeIngress(ns netns.NsHandle, inside *netlink.Handle, v *view, ifName string, addr netip.Addr, g *GatewayInfo) error {
+	l, err := inside.LinkByName(ifName)
 	if err != nil {
 		return err
 	}
@@ -197,20 +200,24 @@ func routeIngress(ns netns.NsHandle, inside *netlink.Handle, v *view, req Attach
 	if err := inside.RuleAdd(ingressRule()); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	if g := req.Gateway; g != nil {
+	if g != nil {
 		out, err := inside.LinkByName(g.IfName)
 		if err != nil {
 			return fmt.Errorf("gateway interface %s: %w", g.IfName, err)
 		}
+		// The size of an answer's packets is settled by this route, before its
+		// mark sends it the other way: without the overlay's MTU here, large
+		// ones would depend on ICMP errors that firewalls like to drop.
 		if err := inside.RouteReplace(&netlink.Route{
-			LinkIndex: out.Attrs().Index, Gw: g.Via.AsSlice(), Src: req.Addr.AsSlice(),
+			LinkIndex: out.Attrs().Index, Gw: g.Via.AsSlice(), Src: addr.AsSlice(), MTU: l.Attrs().MTU,
 			Dst: ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0)),
 		}); err != nil {
 			return fmt.Errorf("default route by %s: %w", g.Via, err)
 		}
 	}
 	// A client's address has its route elsewhere; 1 would drop it.
-	return sysctls(ns, map[string]string{"ipv4/conf/" + req.IfName + "/rp_filter": "2"})
+	_, err = sysctls(ns, map[string]string{"ipv4/conf/" + ifName + "/rp_filter": "2"})
+	return err
 }
 
 // ingressRule is "not fwmark 0 lookup 101".
@@ -244,13 +251,10 @@ func (o *Overlay) Detach(ctx context.Context, networkID, id string) error {
 	o.mu.Lock()
 	var sb *sandbox
 	var was *attachment
-	for path, s := range o.sandboxes {
+	for _, s := range o.sandboxes {
 		if a := s.att[networkID]; a != nil && a.id == id {
 			sb, was = s, a
 			delete(s.att, networkID)
-			if len(s.att) == 0 {
-				delete(o.sandboxes, path)
-			}
 		}
 	}
 	o.mu.Unlock()
@@ -263,11 +267,8 @@ func (o *Overlay) Detach(ctx context.Context, networkID, id string) error {
 	if err := unrouteIngress(sb, was); err != nil {
 		return err
 	}
-	o.mu.Lock()
-	last := len(sb.att) == 0
-	o.mu.Unlock()
-	if last {
-		return o.clearSandbox(ctx, sb)
+	if err := o.clearSandbox(ctx, sb); err != nil {
+		return err
 	}
 	return o.syncSandbox(ctx, sb)
 }
@@ -331,11 +332,18 @@ func (o *Overlay) setSandboxMTU(sb *sandbox, networkID string, mtu int) error {
 	if err != nil {
 		return ignoreMissing(err)
 	}
-	return inside.LinkSetMTU(l, mtu)
+	if err := inside.LinkSetMTU(l, mtu); err != nil {
+		return err
+	}
+	if v := o.view(networkID); v != nil && v.net.Ingress {
+		return routeIngress(ns, inside, v, a.ifName, a.addr, a.gateway)
+	}
+	return nil
 }
 
-// replug puts the containers of a network on its bridge, if that was made anew.
-func (o *Overlay) replug(networkID string, br netlink.Link) error {
+// replug puts the containers of a network on its bridge, if that was made anew,
+// and gives them its MTU, if that is another.
+func (o *Overlay) replug(networkID string, br netlink.Link, mtu int) error {
 	for _, sb := range o.sandboxesOf(map[string]bool{networkID: true}) {
 		o.mu.Lock()
 		a := sb.att[networkID]
@@ -344,11 +352,18 @@ func (o *Overlay) replug(networkID string, br netlink.Link) error {
 			continue
 		}
 		l, err := o.nl.LinkByName(vethName(networkID, a.id))
-		if err != nil || l.Attrs().MasterIndex == br.Attrs().Index {
-			continue
+		if err != nil {
+			continue // its namespace has ended
 		}
-		if err := o.nl.LinkSetMaster(l, br); err != nil {
-			return err
+		if l.Attrs().MasterIndex != br.Attrs().Index {
+			if err := o.nl.LinkSetMaster(l, br); err != nil {
+				return err
+			}
+		}
+		if l.Attrs().MTU != mtu {
+			if err := o.setSandboxMTU(sb, networkID, mtu); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -41,8 +41,11 @@ func hardware(a netip.Addr) net.HardwareAddr {
 // ensureDevice brings a network's devices, their addresses and the entries for
 // remote holders of addresses to the view; entries nobody needs stay for now.
 func (o *Overlay) ensureDevice(v *view) error {
-	if v.net.Encrypted {
-		return cluster.NotImplementedf("network %s: encrypted overlay networks are not built yet", v.net.Name)
+	if err := buildable(v); err != nil {
+		// The rest of the node's networks need not wait for it; whoever wants
+		// a place in it is told.
+		o.log.Error("network is not built on this node", "network", v.net.ID, "err", err)
+		return nil
 	}
 	if !v.self.Is4() {
 		return cluster.Unavailablef("network %s: this node's data path address is not known (IPv4 is needed)", v.net.Name)
@@ -75,6 +78,21 @@ func (o *Overlay) ensureDevice(v *view) error {
 	return o.addRemotes(v, d)
 }
 
+// buildable says why a network cannot be built at all, whatever comes.
+func buildable(v *view) error {
+	switch {
+	case v.net.Encrypted:
+		return cluster.NotImplementedf("network %s: encrypted overlay networks are not built yet", v.net.Name)
+	case v.net.VNI == 0 || v.net.VNI >= 1<<24:
+		return cluster.Invalidf("network %s: VXLAN id %d is out of range", v.net.Name, v.net.VNI)
+	case !v.net.Subnet.Addr().Is4():
+		return cluster.Invalidf("network %s: subnet %s is not IPv4", v.net.Name, v.net.Subnet)
+	case v.net.NodeAddr.IsValid() && !v.net.Subnet.Contains(v.net.NodeAddr):
+		return cluster.Invalidf("network %s: address %s is not of its subnet %s", v.net.Name, v.net.NodeAddr, v.net.Subnet)
+	}
+	return nil
+}
+
 func (o *Overlay) makeDevice(v *view, mtu int) (*device, error) {
 	br, err := o.ensureBridge(v, mtu)
 	if err != nil {
@@ -96,8 +114,14 @@ func (o *Overlay) makeDevice(v *view, mtu int) (*device, error) {
 		set["ipv4/ip_forward"] = "1"
 		set["ipv4/conf/"+br.Attrs().Name+"/route_localnet"] = "1"
 	}
-	if err := sysctls(o.ns, set); err != nil {
+	changed, err := sysctls(o.ns, set)
+	if err != nil {
 		return nil, err
+	}
+	for _, key := range changed {
+		if !strings.Contains(key, "/conf/") { // the host's, not our links'
+			o.log.Info("host setting changed for the overlay", "key", "net/"+key, "value", set[key])
+		}
 	}
 	for _, l := range []netlink.Link{br, vx} {
 		if l.Attrs().Flags&net.FlagUp == 0 {
@@ -111,7 +135,7 @@ func (o *Overlay) makeDevice(v *view, mtu int) (*device, error) {
 			return nil, err
 		}
 	}
-	if err := o.replug(v.net.ID, br); err != nil {
+	if err := o.replug(v.net.ID, br, mtu); err != nil {
 		return nil, err
 	}
 	return &device{vni: v.net.VNI, bridge: br.Attrs().Index, vxlan: vx.Attrs().Index, mtu: mtu}, nil

@@ -99,6 +99,7 @@ func (h *host) restart() {
 		Log:           slog.New(slog.NewTextHandler(h.lab.log, nil)),
 		DataAddr:      func() netip.Addr { return h.addr },
 		GatewayBridge: "gwb",
+		LocalBridges:  []string{"docker0", "br-*"},
 		NetNS:         nsPath(h.ns),
 	})
 	if err != nil {
@@ -231,6 +232,12 @@ func (l *lab) serve(ns, id, addr string) {
 			go func() {
 				defer c.Close()
 				fmt.Fprint(c, id+" "+hostOf(c.RemoteAddr()))
+				_ = c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+				b := make([]byte, 4)
+				if n, _ := io.ReadFull(c, b); string(b[:n]) == "talk" {
+					_ = c.SetReadDeadline(time.Time{})
+					_, _ = io.Copy(c, c)
+				}
 			}()
 		}
 	}()
@@ -264,6 +271,9 @@ func exchange(kind, addr string) (string, error) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(patience))
 	if kind == "tcp" {
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			return "", err
+		}
 		b, err := io.ReadAll(c)
 		return string(b), err
 	}
@@ -272,6 +282,43 @@ func exchange(kind, addr string) (string, error) {
 	}
 	b := make([]byte, 2048)
 	n, err := c.Read(b)
+	return string(b[:n]), err
+}
+
+// talk is a connection that stays.
+type talk struct{ net.Conn }
+
+func (l *lab) talk(ns, addr string) *talk {
+	l.t.Helper()
+	var c net.Conn
+	err := l.in(ns, func() (err error) { c, err = net.DialTimeout("tcp4", addr, patience); return })
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	_, _ = c.Write([]byte("talk"))
+	k := &talk{c}
+	if _, err := k.line(); err != nil {
+		l.t.Fatal(err)
+	}
+	return k
+}
+
+// say expects what it says to come back.
+func (k *talk) say() error {
+	if _, err := k.Write([]byte("hello")); err != nil {
+		return err
+	}
+	got, err := k.line()
+	if err == nil && got != "hello" {
+		return fmt.Errorf("answer %q", got)
+	}
+	return err
+}
+
+func (k *talk) line() (string, error) {
+	b := make([]byte, 100)
+	_ = k.SetReadDeadline(time.Now().Add(patience))
+	n, err := k.Read(b)
 	return string(b[:n]), err
 }
 

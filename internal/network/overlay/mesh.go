@@ -76,7 +76,7 @@ func (o *Overlay) changeMesh(was, want *meshState) error {
 	if err != nil {
 		return err
 	}
-	o.mesh = nil // not known, should this fail
+	o.mesh, o.meshless = nil, false // not known, should this fail
 	if was == nil || !was.sameBase(want) {
 		b.installMesh(want, append(slices.Clone(o.cfg.LocalBridges), o.cfg.GatewayBridge))
 	} else {
@@ -94,10 +94,9 @@ func (o *Overlay) changeMesh(was, want *meshState) error {
 	return nil
 }
 
-// removeMesh takes the mesh away; without one it does nothing but make sure
-// that no earlier process left one.
+// removeMesh takes the mesh away, an earlier process's too.
 func (o *Overlay) removeMesh() error {
-	if o.mesh == nil && !o.sweep && !rulesStand(o.ns, meshTable, "pre") {
+	if o.meshless || !o.told {
 		return nil
 	}
 	b, err := newBatch(o.ns)
@@ -108,7 +107,7 @@ func (o *Overlay) removeMesh() error {
 	if err := b.commit(); err != nil {
 		return fmt.Errorf("routing mesh: %w", err)
 	}
-	o.mesh = nil
+	o.mesh, o.meshless = nil, true
 	o.ports.release(nil)
 	return nil
 }

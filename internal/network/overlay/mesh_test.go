@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -80,6 +81,9 @@ func TestMesh(t *testing.T) {
 	l := newLab(t)
 	p := startMesh(l)
 	t.Run("45 paths", func(t *testing.T) { testPaths(t, l) })
+	t.Run("strict reverse path filter", func(t *testing.T) { testStrict(t, l) })
+	t.Run("large without ICMP", func(t *testing.T) { testLarge(t, l) })
+	t.Run("from another bridge", func(t *testing.T) { testLocalBridge(t, l) })
 	t.Run("no back end", func(t *testing.T) { testMeshRefused(t, l) })
 	t.Run("outward", func(t *testing.T) { testOutward(t, l) })
 	t.Run("restart", func(t *testing.T) { testMeshRestart(t, l, p) })
@@ -123,6 +127,63 @@ func testPaths(t *testing.T, l *lab) {
 		}
 	}
 	t.Logf("%d of 45 paths", good)
+}
+
+// testStrict: distributions set 1, for hosts and so for new namespaces.
+func testStrict(t *testing.T, l *lab) {
+	for i := 1; i <= 3; i++ {
+		for _, conf := range []string{"all", "eth0", "gwb", "sk-001000"} {
+			l.write(fmt.Sprint("skov-h", i), "/proc/sys/net/ipv4/conf/"+conf+"/rp_filter", "1")
+		}
+	}
+	for _, ns := range []string{"skov-c1", "skov-c2"} {
+		l.write(ns, "/proc/sys/net/ipv4/conf/all/rp_filter", "1")
+		l.write(ns, "/proc/sys/net/ipv4/conf/eth9/rp_filter", "1")
+	}
+	testPaths(t, l)
+}
+
+// testLarge: no size of packet may depend on ICMP errors, which firewalls drop.
+func testLarge(t *testing.T, l *lab) {
+	const rules = "table ip deaf {\n chain in {\n type filter hook input priority 0\n icmp type destination-unreachable drop\n }\n}\n"
+	for _, ns := range []string{"skov-cl2", "skov-c2"} {
+		l.nft(ns, rules)
+	}
+	for _, node := range []string{"10.99.0.1", "10.99.0.2"} {
+		c := l.talk("skov-cl2", node+":8080")
+		const size = 1 << 20
+		go func() { _, _ = c.Write(make([]byte, size)) }()
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		if n, err := io.ReadFull(c, make([]byte, size)); err != nil {
+			t.Errorf("by %s: %d bytes came back: %v", node, n, err)
+		}
+		c.Close()
+	}
+	for _, ns := range []string{"skov-cl2", "skov-c2"} {
+		l.nft(ns, "delete table ip deaf")
+	}
+}
+
+// testLocalBridge: a container of host 1 that is not the swarm's, on a bridge
+// whose addresses are the same as those of the task's host's gateway bridge.
+func testLocalBridge(t *testing.T, l *lab) {
+	l.netns("skov-x")
+	l.ip("skov-h1", "link add br-test type bridge")
+	l.ip("skov-h1", "addr add 172.19.0.1/16 dev br-test")
+	l.ip("skov-h1", "link set br-test up")
+	l.ip("skov-h1", "link add gx type veth peer name eth0 netns skov-x")
+	l.ip("skov-h1", "link set gx master br-test up")
+	l.ip("skov-x", "addr add 172.19.0.5/16 dev eth0")
+	l.ip("skov-x", "link set eth0 up")
+	l.ip("skov-x", "route add default via 172.19.0.1")
+	l.ip("skov-c2", "addr add 172.19.0.5/32 dev lo")
+	defer l.ip("skov-c2", "addr del 172.19.0.5/32 dev lo")
+	for _, kind := range []string{"tcp", "udp", "udpun"} {
+		got, err := l.ask("skov-x", kind, "172.19.0.1:8080")
+		if want := "m2 10.0.9.1"; got != want || err != nil {
+			t.Errorf("%s: %q, %v; want %q", kind, got, err, want)
+		}
+	}
 }
 
 func testMeshRefused(t *testing.T, l *lab) {

@@ -112,7 +112,7 @@ func (n *netItems) view(old *view, self netip.Addr) *view {
 	}
 	for _, p := range n.peers {
 		v.peers = append(v.peers, *p)
-		if p.NodeAddr.IsValid() && p.DataAddr != self {
+		if p.NodeAddr.Is4() && p.DataAddr.Is4() && p.DataAddr != self {
 			v.remote[p.NodeAddr] = p.DataAddr
 		}
 	}
@@ -123,7 +123,7 @@ func (n *netItems) view(old *view, self netip.Addr) *view {
 			continue
 		}
 		v.endpoints = append(v.endpoints, e)
-		if e.DataAddr != self && e.DataAddr.IsValid() {
+		if e.DataAddr != self && e.DataAddr.Is4() {
 			v.remote[e.Addr] = e.DataAddr
 		}
 		if e.Serving && e.ServiceID != "" {

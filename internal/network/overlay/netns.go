@@ -58,10 +58,11 @@ func within(ns netns.NsHandle, fn func() error) error {
 	return <-done
 }
 
-// sysctls writes settings below /proc/sys/net in ns. A key that the kernel does
-// not have is passed over: the feature it governs is not there either.
-func sysctls(ns netns.NsHandle, set map[string]string) error {
-	return within(ns, func() error {
+// sysctls writes settings below /proc/sys/net in ns and returns those that were
+// otherwise before. A key that the kernel does not have is passed over: the
+// feature it governs is not there either.
+func sysctls(ns netns.NsHandle, set map[string]string) (changed []string, err error) {
+	err = within(ns, func() error {
 		for _, key := range sortedKeys(set) {
 			path := "/proc/sys/net/" + key
 			have, err := os.ReadFile(path)
@@ -74,9 +75,11 @@ func sysctls(ns netns.NsHandle, set map[string]string) error {
 			if err := os.WriteFile(path, []byte(set[key]), 0o644); err != nil {
 				return err
 			}
+			changed = append(changed, key)
 		}
 		return nil
 	})
+	return changed, err
 }
 
 // isGone says whether the kernel answered that the thing is not (or no longer)

@@ -54,11 +54,13 @@ type Overlay struct {
 	// turn is held by whoever changes the host's part of the data path.
 	turn chan struct{}
 	// The following belong to the holder of turn.
-	dirty map[string]bool // networks whose kernel state may lag behind their view
-	sweep bool            // devices of unknown networks are to be looked for
-	mtus  map[netip.Addr]int
-	mesh  *meshState // what the kernel has; nil: not known
-	ports *portHolder
+	told     bool            // a complete set was applied: what is not in the model is not wanted
+	dirty    map[string]bool // networks whose kernel state may lag behind their view
+	sweep    bool            // devices of unknown networks are to be looked for
+	mtus     map[netip.Addr]int
+	mesh     *meshState // what the kernel has; nil: not known
+	meshless bool       // it is known to have none
+	ports    *portHolder
 
 	mu        sync.Mutex // guards the following; never held across I/O
 	model     model
@@ -147,7 +149,7 @@ func (o *Overlay) Apply(ctx context.Context, complete bool, items []cluster.Item
 	}
 	o.mu.Unlock()
 	if complete {
-		o.sweep = true
+		o.told, o.sweep = true, true
 		clear(o.mtus)
 	}
 	return o.reconcile(ctx)
@@ -238,7 +240,7 @@ func (o *Overlay) syncSandboxes(ctx context.Context, networks map[string]bool) e
 // away (a firewall that flushes, an operator) and puts them back, and tries
 // again what failed and ports that were taken. It returns when ctx ends.
 func (o *Overlay) Run(ctx context.Context) error {
-	tick := time.NewTicker(10 * time.Second)
+	tick := time.NewTicker(3 * time.Second)
 	defer tick.Stop()
 	for round := 1; ; round++ {
 		select {
@@ -246,7 +248,7 @@ func (o *Overlay) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if err := o.Repair(ctx, round%3 == 0); err != nil && ctx.Err() == nil {
+		if err := o.Repair(ctx, round%10 == 0); err != nil && ctx.Err() == nil {
 			o.log.Warn("overlay repair will be retried", "err", err)
 		}
 	}
@@ -259,9 +261,12 @@ func (o *Overlay) Repair(ctx context.Context, deep bool) error {
 		return err
 	}
 	defer o.release()
+	if !o.told {
+		return nil // what an earlier process left is not ours to judge yet
+	}
 	views := o.snapshot()
-	for id := range views {
-		if !o.deviceStands(id) {
+	for id, v := range views {
+		if buildable(v) == nil && !o.deviceStands(id) {
 			o.log.Warn("network device is gone, making it again", "network", id)
 			o.forgetDevice(id)
 			o.dirty[id] = true
@@ -304,7 +309,7 @@ func (o *Overlay) LeaveSwarm(ctx context.Context) error {
 	for _, a := range attached {
 		errs = append(errs, o.Detach(ctx, a.network, a.id))
 	}
-	o.dirty, o.sweep = all, true
+	o.told, o.dirty, o.sweep = true, all, true
 	errs = append(errs, o.reconcile(ctx), o.removeMesh())
 	return errors.Join(errs...)
 }

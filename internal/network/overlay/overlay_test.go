@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/cluster"
@@ -53,7 +54,9 @@ func TestOverlay(t *testing.T) {
 	t.Run("packets of the MTU", func(t *testing.T) { testMTU(t, l) })
 	t.Run("a back end leaves", func(t *testing.T) { testLeave(t, l, p) })
 	t.Run("restart", func(t *testing.T) { testRestart(t, l, p) })
+	t.Run("peer on a narrower path", func(t *testing.T) { testNarrow(t, l, p) })
 	t.Run("flushed", func(t *testing.T) { testFlushed(t, l) })
+	t.Run("encrypted", func(t *testing.T) { testEncrypted(t, l) })
 	t.Run("leave swarm", func(t *testing.T) { testLeaveSwarm(t, l) })
 	if t.Failed() {
 		t.Log(l.log.String())
@@ -127,7 +130,17 @@ func testMTU(t *testing.T, l *lab) {
 func testLeave(t *testing.T, l *lab, p *plan) {
 	gone := p.endpoints[2]
 	gone.Serving = false
+	var kept []*talk
+	for range 12 { // some of them with t3, but for one run in a hundred
+		kept = append(kept, l.talk("skov-c1", web))
+	}
 	l.change(endpointItem(gone))
+	for _, c := range kept {
+		if err := c.say(); err != nil {
+			t.Errorf("an established connection: %v", err)
+		}
+		c.Close()
+	}
 	for _, kind := range []string{"tcp", "udp"} {
 		for range 40 {
 			got, err := l.ask("skov-c1", kind, web)
@@ -153,6 +166,8 @@ func testLeave(t *testing.T, l *lab, p *plan) {
 
 func testRestart(t *testing.T, l *lab, p *plan) {
 	h := l.hosts[1]
+	kept := l.talk("skov-c1", web)
+	defer kept.Close()
 	before := l.ip(h.ns, "-o link show") + l.ip("skov-c1", "-o link show")
 	h.restart()
 	// Until the manager is heard what was there goes on.
@@ -178,7 +193,39 @@ func testRestart(t *testing.T, l *lab, p *plan) {
 	if out := l.ip(h.ns, "neigh show dev skx-001001"); strings.Contains(out, "10.0.1.12 ") || !strings.Contains(out, "10.0.1.13 ") {
 		t.Errorf("neighbours: %s", out)
 	}
+	if err := kept.say(); err != nil {
+		t.Errorf("a connection from before the restart: %v", err)
+	}
 	l.tell(p)
+}
+
+// testNarrow: the way to one host gets narrower, and the network with it.
+func testNarrow(t *testing.T, l *lab, p *plan) {
+	for _, mtu := range []int{1400, 1500} {
+		l.ip("skov-h1", fmt.Sprint("route replace 10.99.0.3 dev eth0 mtu ", mtu))
+		l.tell(p)
+		want := fmt.Sprint("mtu ", mtu-50, " ")
+		for ns, link := range map[string]string{"skov-h1": "sk-001001", "skov-c1": "eth0"} {
+			if out := l.ip(ns, "link show "+link); !strings.Contains(out, want) {
+				t.Errorf("%s: %q is not in %s", ns, want, out)
+			}
+		}
+	}
+	l.ip("skov-h1", "route del 10.99.0.3 dev eth0")
+}
+
+func testEncrypted(t *testing.T, l *lab) {
+	p := appPlan()
+	p.net.ID, p.net.VNI, p.net.Encrypted = "secret", 0x1002, true
+	p.endpoints, p.services = nil, nil
+	l.change(p.items(1)...)
+	err := l.hosts[1].Attach(context.Background(), AttachRequest{
+		NetworkID: "secret", ID: "s1", Addr: netip.MustParseAddr("10.0.2.2"), NetNS: nsPath("skov-c1"), IfName: "eth1",
+	})
+	if !errdefs.IsNotImplemented(err) {
+		t.Errorf("a place in an encrypted network: %v", err)
+	}
+	l.change(cluster.Item{Kind: cluster.ItemNetwork, ID: "secret"})
 }
 
 func testFlushed(t *testing.T, l *lab) {

@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -64,6 +63,9 @@ func (o *Overlay) wantedRules(sb *sandbox) (*taskRules, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	w := &taskRules{vips: map[string]*target{}, gone: map[netip.Addr]bool{}}
+	if len(sb.att) == 0 {
+		return nil, false
+	}
 	for id, a := range sb.att {
 		v := o.views[id]
 		if v == nil {
@@ -102,14 +104,13 @@ func (o *Overlay) syncSandbox(ctx context.Context, sb *sandbox) error {
 		return nil
 	}
 	ns, id, err := openNS(sb.path)
+	defer func() { closeNS(ns) }()
 	if ignoreMissing(err) != nil {
 		return fmt.Errorf("namespace %s: %w", sb.path, err)
 	}
 	if err != nil || id != sb.id {
-		_ = ns.Close()
 		return nil
 	}
-	defer ns.Close()
 	b, err := newBatch(ns)
 	if err != nil {
 		return err
@@ -268,7 +269,8 @@ func (b *batch) installIngress(t *nftables.Table, in ingressRules) {
 	})
 }
 
-// clearSandbox removes our tables from a namespace that left its last network.
+// clearSandbox removes our tables from a namespace that is in no network any
+// more, and forgets it. One that meanwhile joined another is left alone.
 func (o *Overlay) clearSandbox(ctx context.Context, sb *sandbox) error {
 	select {
 	case sb.turn <- struct{}{}:
@@ -276,13 +278,30 @@ func (o *Overlay) clearSandbox(ctx context.Context, sb *sandbox) error {
 		return ctx.Err()
 	}
 	defer func() { <-sb.turn }()
+	o.mu.Lock()
+	used := len(sb.att) > 0
+	o.mu.Unlock()
+	if used {
+		return nil
+	}
 	sb.have = nil
+	if err := dropTaskTables(sb); err != nil {
+		return fmt.Errorf("namespace %s: %w", sb.path, err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(sb.att) == 0 && o.sandboxes[sb.path] == sb {
+		delete(o.sandboxes, sb.path)
+	}
+	return nil
+}
+
+func dropTaskTables(sb *sandbox) error {
 	ns, id, err := openNS(sb.path)
+	defer func() { closeNS(ns) }()
 	if err != nil || id != sb.id {
-		_ = ns.Close()
 		return ignoreMissing(err)
 	}
-	defer ns.Close()
 	b, err := newBatch(ns)
 	if err != nil {
 		return err
@@ -341,5 +360,3 @@ func closeNS(ns netns.NsHandle) {
 		_ = ns.Close()
 	}
 }
-
-var errNoMAC = errors.New("the interface has another hardware address than its network's")
