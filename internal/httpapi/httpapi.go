@@ -27,8 +27,8 @@ const (
 	MaxAPIVersion = "1.56"
 )
 
-// Server answers the Engine API with the help of the rooms in its fields. A nil
-// Swarm is a daemon that cannot join one; the others must be set.
+// Server answers the Engine API with the help of the rooms in its fields. Without
+// a Swarm it is that of a node that can join none; the others must be set.
 type Server struct {
 	Host       Host
 	Containers Containers
@@ -63,6 +63,9 @@ func (s *Server) routes() []route {
 
 // Handler returns the API as one HTTP handler.
 func (s *Server) Handler() http.Handler {
+	if s.Swarm == nil {
+		s.Swarm = noSwarm{}
+	}
 	mux := http.NewServeMux()
 	for _, rt := range s.routes() {
 		mux.Handle(rt.pattern, s.wrap(rt.serve))
@@ -191,9 +194,6 @@ func before(r *http.Request, v string) bool {
 // swarmHeader is the value of the Swarm header of ping: the node's state and,
 // in a swarm, its part in it.
 func (s *Server) swarmHeader(ctx context.Context) string {
-	if s.Swarm == nil {
-		return string(swarm.LocalNodeStateInactive)
-	}
 	info := s.Swarm.Info(ctx)
 	if info.LocalNodeState != swarm.LocalNodeStateActive {
 		return string(info.LocalNodeState)

@@ -74,6 +74,7 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"GET", "/v1.41/containers/json?limit=x", "", 400, `invalid value for limit: strconv.Atoi: parsing "x": invalid syntax`},
 		{"GET", "/v1.41/containers/box/logs", "", 400, "Bad parameters: you must choose at least one stream"},
 		{"POST", "/v1.41/containers/box/wait?condition=x", "", 400, `invalid condition: "x"`},
+		{"POST", "/v1.41/networks/create", `{"Name":"a","IPAM":{"Config":[{"Subnet":"bogus"}]}}`, 400, "Invalid subnet bogus : invalid CIDR address: bogus"},
 		{"POST", "/v1.41/networks/create", `{"Name":"host"}`, 403, "operation is not permitted on predefined host network"},
 	} {
 		t.Run(c.method+" "+c.path+" "+c.body, func(t *testing.T) {

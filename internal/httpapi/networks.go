@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -106,21 +107,89 @@ func tidyNetwork(n network.Inspect) network.Inspect {
 	return n
 }
 
+// allNetworks lists the host's networks, and on a manager the swarm's, each once.
+// What the swarm knows of a network wins; who is in it here is the host's to say.
 func (s *Server) allNetworks(ctx context.Context) ([]network.Inspect, error) {
-	return s.Networks.List(ctx)
+	local, err := s.Networks.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	wide, err := s.Swarm.Networks(ctx)
+	if err != nil && !errdefs.IsUnavailable(err) {
+		return nil, err
+	}
+	byID := make(map[string]network.Inspect, len(wide))
+	for _, n := range wide {
+		byID[n.ID] = n
+	}
+	for i, n := range local {
+		if w, ok := byID[n.ID]; ok {
+			local[i] = mergeNetwork(w, n)
+			delete(byID, n.ID)
+		}
+	}
+	for _, n := range wide {
+		if _, left := byID[n.ID]; left {
+			local = append(local, n)
+		}
+	}
+	return local, nil
+}
+
+// mergeNetwork adds the host's part of a swarm network to what the swarm says.
+func mergeNetwork(wide, local network.Inspect) network.Inspect {
+	wide.Containers, wide.Peers = local.Containers, local.Peers
+	if wide.Services == nil {
+		wide.Services = local.Services
+	}
+	return wide
+}
+
+// findNetwork finds a network by id, name or unique prefix of its id: the host's
+// first, then the swarm's.
+func (s *Server) findNetwork(ctx context.Context, ref string) (network.Inspect, error) {
+	local, err := s.Networks.Inspect(ctx, ref)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return local, err
+	}
+	if err == nil && local.Scope != "swarm" {
+		return local, nil
+	}
+	at := ref
+	if err == nil {
+		at = local.ID
+	}
+	wide, werr := s.Swarm.Network(ctx, at)
+	switch {
+	case werr == nil && err == nil:
+		return mergeNetwork(wide, local), nil
+	case werr == nil:
+		return wide, nil
+	case err == nil || errdefs.IsUnavailable(werr) || errdefs.IsNotFound(werr):
+		return local, err
+	}
+	return wide, werr
 }
 
 func (s *Server) networkInspect(w http.ResponseWriter, r *http.Request) error {
-	n, err := s.Networks.Inspect(r.Context(), r.PathValue("id"))
+	n, err := s.findNetwork(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
+	}
+	if scope := r.URL.Query().Get("scope"); scope != "" && n.Scope != scope {
+		return cluster.NotFoundf("network %s not found", r.PathValue("id"))
+	}
+	if !boolParam(r.URL.Query(), "verbose") {
+		n.Services = nil
 	}
 	return writeJSON(w, http.StatusOK, tidyNetwork(n))
 }
 
+// networkCreate makes a network on this host, or in the swarm if its driver
+// spans hosts.
 func (s *Server) networkCreate(w http.ResponseWriter, r *http.Request) error {
-	var req network.CreateRequest
-	if err := readJSON(r, &req); err != nil {
+	req, err := readNetwork(r)
+	if err != nil {
 		return err
 	}
 	if strings.TrimSpace(req.Name) == "" {
@@ -129,15 +198,83 @@ func (s *Server) networkCreate(w http.ResponseWriter, r *http.Request) error {
 	if isPredefined(req.Name) {
 		return cluster.Deniedf("operation is not permitted on predefined %s network", req.Name)
 	}
-	resp, err := s.Networks.Create(r.Context(), req)
+	wide := req.Driver == "overlay" || req.Scope == "swarm"
+	if taken, err := s.networkNamed(r.Context(), req.Name, wide); err != nil {
+		return err
+	} else if taken {
+		return cluster.Conflictf("network with name %s already exists", req.Name)
+	}
+	if !wide {
+		resp, err := s.Networks.Create(r.Context(), req)
+		if err != nil {
+			return err
+		}
+		return writeJSON(w, http.StatusCreated, resp)
+	}
+	id, err := s.Swarm.CreateNetwork(r.Context(), req)
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusCreated, resp)
+	return writeJSON(w, http.StatusCreated, network.CreateResponse{ID: id})
+}
+
+// readNetwork reads a request for a network. Its subnets are checked first, for
+// Docker's words about a bad one.
+func readNetwork(r *http.Request) (req network.CreateRequest, err error) {
+	var raw json.RawMessage
+	if err := readJSON(r, &raw); err != nil {
+		return req, err
+	}
+	var plain struct {
+		IPAM struct{ Config []struct{ Subnet string } }
+	}
+	if json.Unmarshal(raw, &plain) == nil {
+		for _, c := range plain.IPAM.Config {
+			if _, err := netip.ParsePrefix(c.Subnet); err != nil && c.Subnet != "" {
+				return req, cluster.Invalidf("Invalid subnet %[1]s : invalid CIDR address: %[1]s", c.Subnet)
+			}
+		}
+	}
+	if err := json.Unmarshal(raw, &req); err != nil {
+		return req, cluster.Invalidf("invalid JSON: %v", err)
+	}
+	return req, nil
+}
+
+// networkNamed reports whether the other side (the host for a swarm network, the
+// swarm for a host's) has a network of that name; its own side says so itself.
+func (s *Server) networkNamed(ctx context.Context, name string, wide bool) (bool, error) {
+	var list []network.Inspect
+	var err error
+	if wide {
+		list, err = s.Networks.List(ctx)
+	} else {
+		list, err = s.Swarm.Networks(ctx)
+	}
+	if err != nil && !errdefs.IsUnavailable(err) {
+		return false, err
+	}
+	for _, n := range list {
+		if n.Name == name {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func (s *Server) networkRemove(w http.ResponseWriter, r *http.Request) error {
-	return noContent(w, s.Networks.Remove(r.Context(), r.PathValue("id")))
+	n, err := s.findNetwork(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return noContent(w, s.removeNetwork(r.Context(), n))
+}
+
+func (s *Server) removeNetwork(ctx context.Context, n network.Inspect) error {
+	if n.Scope == "swarm" {
+		return s.Swarm.RemoveNetwork(ctx, n.ID)
+	}
+	return s.Networks.Remove(ctx, n.ID)
 }
 
 func (s *Server) networkConnect(w http.ResponseWriter, r *http.Request) error {
@@ -220,11 +357,12 @@ func (s *Server) networkPrune(w http.ResponseWriter, r *http.Request) error {
 		if isPredefined(n.Name) || n.Ingress || len(n.Containers) > 0 || !keep(n.Labels, n.Created.Unix()) {
 			continue
 		}
-		err := s.Networks.Remove(r.Context(), n.ID)
+		err := s.removeNetwork(r.Context(), n)
 		switch {
 		case err == nil:
 			report.NetworksDeleted = append(report.NetworksDeleted, n.Name)
-		case errdefs.IsConflict(err), errdefs.IsNotFound(err), errdefs.IsPermissionDenied(err), errdefs.IsFailedPrecondition(err):
+		case errdefs.IsConflict(err), errdefs.IsNotFound(err), errdefs.IsPermissionDenied(err),
+			errdefs.IsFailedPrecondition(err), errdefs.IsUnavailable(err):
 		default:
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -72,18 +73,8 @@ func (f framed) Write(p []byte) (int, error) {
 // containerLogs streams a container's log, multiplexed unless it has a terminal.
 func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
-	opts := engine.LogsOptions{
-		Stdout: boolParam(q, "stdout"), Stderr: boolParam(q, "stderr"),
-		Follow: boolParam(q, "follow"), Tail: tailParam(q.Get("tail")),
-	}
-	if !opts.Stdout && !opts.Stderr {
-		return cluster.Invalidf("Bad parameters: you must choose at least one stream")
-	}
-	var err error
-	if opts.Since, err = timeParam(q, "since"); err != nil {
-		return err
-	}
-	if opts.Until, err = timeParam(q, "until"); err != nil {
+	opts, err := logsOptions(q)
+	if err != nil {
 		return err
 	}
 	stamps := boolParam(q, "timestamps")
@@ -96,19 +87,23 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 	err = s.Containers.Logs(r.Context(), r.PathValue("id"), opts, head, func(e engine.LogEntry) error {
 		return writeLog(out, e, tty, stamps, "")
 	})
-	if err != nil && out.w != nil && r.Context().Err() == nil {
-		// The answer has begun: Docker puts a late error into the stream.
-		msg := fmt.Sprintf("Error grabbing logs: %v\n", err)
-		if tty {
-			_, werr := io.WriteString(out, msg)
-			return werr
-		}
-		return frame(out, byte(stdcopy.Systemerr), []byte(msg))
+	return endLogs(r, out, tty, err)
+}
+
+func logsOptions(q url.Values) (engine.LogsOptions, error) {
+	opts := engine.LogsOptions{
+		Stdout: boolParam(q, "stdout"), Stderr: boolParam(q, "stderr"),
+		Follow: boolParam(q, "follow"), Tail: tailParam(q.Get("tail")),
 	}
-	if out.w != nil && r.Context().Err() != nil {
-		return nil
+	if !opts.Stdout && !opts.Stderr {
+		return opts, cluster.Invalidf("Bad parameters: you must choose at least one stream")
 	}
-	return err
+	var err error
+	if opts.Since, err = timeParam(q, "since"); err != nil {
+		return opts, err
+	}
+	opts.Until, err = timeParam(q, "until")
+	return opts, err
 }
 
 // tailParam reads tail: a number of lines; anything else means all of them.

@@ -2,14 +2,235 @@ package httpapi
 
 import (
 	"context"
+	"net/http"
+	"strconv"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/engine"
 )
 
-// Swarm is this node's part in a swarm.
+// Filters are the API's filters: key to the set of values.
+type Filters = map[string]map[string]bool
+
+// Swarm is this node's part in a swarm, and the way to its managers' state.
+// Errors are errdefs kinds with Docker's words; on a node that is no manager all
+// but Member's methods return Unavailable ("This node is not a swarm manager …").
 type Swarm interface {
-	// Info is the Swarm section of /info; it never fails and answers at once.
-	Info(ctx context.Context) swarm.Info
+	Member
+	Cluster
+	Nodes
+	Services
+	Tasks
+	Secrets
+	Configs
+	SwarmNetworks
+	SwarmLogs
 }
 
-func (s *Server) swarmRoutes() []route { return nil }
+// Member is this node as a member of a swarm, or of none.
+type Member interface {
+	// Info is the Swarm section of /info; it never fails and answers at once.
+	Info(ctx context.Context) swarm.Info
+	Init(ctx context.Context, req swarm.InitRequest) (nodeID string, err error)
+	Join(ctx context.Context, req swarm.JoinRequest) error
+	Leave(ctx context.Context, force bool) error
+	Unlock(ctx context.Context, key string) error
+}
+
+// UpdateFlags say what is renewed along with the swarm's spec.
+type UpdateFlags struct{ RotateWorkerToken, RotateManagerToken, RotateUnlockKey bool }
+
+// Cluster is the swarm as an object.
+type Cluster interface {
+	Swarm(ctx context.Context) (swarm.Swarm, error)
+	UpdateSwarm(ctx context.Context, version uint64, spec swarm.Spec, flags UpdateFlags) error
+	UnlockKey(ctx context.Context) (string, error)
+}
+
+// Nodes are the swarm's hosts. A ref is an id, a name or a unique prefix of an
+// id, here and below.
+type Nodes interface {
+	Nodes(ctx context.Context, filters Filters) ([]swarm.Node, error)
+	Node(ctx context.Context, ref string) (swarm.Node, error)
+	UpdateNode(ctx context.Context, ref string, version uint64, spec swarm.NodeSpec) error
+	RemoveNode(ctx context.Context, ref string, force bool) error
+}
+
+// ServiceOptions are what a write of a service carries beside its spec.
+type ServiceOptions struct {
+	RegistryAuth string // as the header has it
+	AuthFrom     string // "spec" or "previous-spec": where to take it from if there is none
+	Rollback     string // "previous": the spec is ignored and the one before comes back
+}
+
+// Services are what users want to run.
+type Services interface {
+	Services(ctx context.Context, filters Filters, status bool) ([]swarm.Service, error)
+	Service(ctx context.Context, ref string, insertDefaults bool) (swarm.Service, error)
+	CreateService(ctx context.Context, spec swarm.ServiceSpec, opts ServiceOptions) (swarm.ServiceCreateResponse, error)
+	UpdateService(ctx context.Context, ref string, version uint64, spec swarm.ServiceSpec, opts ServiceOptions) (swarm.ServiceUpdateResponse, error)
+	RemoveService(ctx context.Context, ref string) error
+}
+
+// Tasks are the containers services want.
+type Tasks interface {
+	Tasks(ctx context.Context, filters Filters) ([]swarm.Task, error)
+	Task(ctx context.Context, ref string) (swarm.Task, error)
+}
+
+// Secrets are payloads that only their tasks can read.
+type Secrets interface {
+	Secrets(ctx context.Context, filters Filters) ([]swarm.Secret, error)
+	Secret(ctx context.Context, ref string) (swarm.Secret, error)
+	CreateSecret(ctx context.Context, spec swarm.SecretSpec) (id string, err error)
+	UpdateSecret(ctx context.Context, ref string, version uint64, spec swarm.SecretSpec) error
+	RemoveSecret(ctx context.Context, ref string) error
+}
+
+// Configs are like Secrets, readable by users.
+type Configs interface {
+	Configs(ctx context.Context, filters Filters) ([]swarm.Config, error)
+	Config(ctx context.Context, ref string) (swarm.Config, error)
+	CreateConfig(ctx context.Context, spec swarm.ConfigSpec) (id string, err error)
+	UpdateConfig(ctx context.Context, ref string, version uint64, spec swarm.ConfigSpec) error
+	RemoveConfig(ctx context.Context, ref string) error
+}
+
+// SwarmNetworks are the networks of scope swarm.
+type SwarmNetworks interface {
+	Networks(ctx context.Context) ([]network.Inspect, error)
+	Network(ctx context.Context, ref string) (network.Inspect, error)
+	CreateNetwork(ctx context.Context, req network.CreateRequest) (id string, err error)
+	RemoveNetwork(ctx context.Context, ref string) error
+}
+
+// TaskLog is an entry of a task's log, and whose it is.
+type TaskLog struct {
+	engine.LogEntry
+	NodeID, ServiceID, TaskID string
+}
+
+// SwarmLogs reads the logs of tasks, on whichever nodes they run.
+type SwarmLogs interface {
+	// Logs reads those of a service's tasks, or of one task: one of service and
+	// task is set. head and yield are as with a container's logs.
+	Logs(ctx context.Context, service, task string, opts engine.LogsOptions, head func(tty bool), yield func(TaskLog) error) error
+}
+
+func (s *Server) swarmRoutes() []route {
+	return []route{
+		{"GET /swarm", s.swarmInspect},
+		{"GET /swarm/unlockkey", s.swarmUnlockKey},
+		{"POST /swarm/init", s.swarmInit},
+		{"POST /swarm/join", s.swarmJoin},
+		{"POST /swarm/leave", s.swarmLeave},
+		{"POST /swarm/update", s.swarmUpdate},
+		{"POST /swarm/unlock", s.swarmUnlock},
+
+		{"GET /nodes", s.nodeList},
+		{"GET /nodes/{id}", s.nodeInspect},
+		{"POST /nodes/{id}/update", s.nodeUpdate},
+		{"DELETE /nodes/{id}", s.nodeRemove},
+
+		{"GET /services", s.serviceList},
+		{"POST /services/create", s.serviceCreate},
+		{"GET /services/{id}", s.serviceInspect},
+		{"POST /services/{id}/update", s.serviceUpdate},
+		{"GET /services/{id}/logs", s.serviceLogs},
+		{"DELETE /services/{id}", s.serviceRemove},
+
+		{"GET /tasks", s.taskList},
+		{"GET /tasks/{id}", s.taskInspect},
+		{"GET /tasks/{id}/logs", s.taskLogs},
+
+		{"GET /secrets", s.secretList},
+		{"POST /secrets/create", s.secretCreate},
+		{"GET /secrets/{id}", s.secretInspect},
+		{"POST /secrets/{id}/update", s.secretUpdate},
+		{"DELETE /secrets/{id}", s.secretRemove},
+
+		{"GET /configs", s.configList},
+		{"POST /configs/create", s.configCreate},
+		{"GET /configs/{id}", s.configInspect},
+		{"POST /configs/{id}/update", s.configUpdate},
+		{"DELETE /configs/{id}", s.configRemove},
+	}
+}
+
+// versionParam reads the version of the object that an update was made from.
+func versionParam(r *http.Request, noun string) (uint64, error) {
+	raw := r.URL.Query().Get("version")
+	v, err := strconv.ParseUint(raw, 10, 64)
+	if err != nil {
+		return 0, cluster.Invalidf("invalid %s version '%s': %v", noun, raw, err)
+	}
+	return v, nil
+}
+
+func (s *Server) swarmInit(w http.ResponseWriter, r *http.Request) error {
+	var req swarm.InitRequest
+	if err := readJSON(r, &req); err != nil {
+		return err
+	}
+	id, err := s.Swarm.Init(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, id)
+}
+
+func (s *Server) swarmJoin(w http.ResponseWriter, r *http.Request) error {
+	var req swarm.JoinRequest
+	if err := readJSON(r, &req); err != nil {
+		return err
+	}
+	return s.Swarm.Join(r.Context(), req)
+}
+
+func (s *Server) swarmLeave(w http.ResponseWriter, r *http.Request) error {
+	return s.Swarm.Leave(r.Context(), boolParam(r.URL.Query(), "force"))
+}
+
+func (s *Server) swarmInspect(w http.ResponseWriter, r *http.Request) error {
+	sw, err := s.Swarm.Swarm(r.Context())
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, sw)
+}
+
+func (s *Server) swarmUpdate(w http.ResponseWriter, r *http.Request) error {
+	var spec swarm.Spec
+	if err := readJSON(r, &spec); err != nil {
+		return err
+	}
+	version, err := versionParam(r, "swarm")
+	if err != nil {
+		return err
+	}
+	q := r.URL.Query()
+	return s.Swarm.UpdateSwarm(r.Context(), version, spec, UpdateFlags{
+		RotateWorkerToken:  boolParam(q, "rotateWorkerToken"),
+		RotateManagerToken: boolParam(q, "rotateManagerToken"),
+		RotateUnlockKey:    boolParam(q, "rotateManagerUnlockKey"),
+	})
+}
+
+func (s *Server) swarmUnlock(w http.ResponseWriter, r *http.Request) error {
+	var req swarm.UnlockRequest
+	if err := readJSON(r, &req); err != nil {
+		return err
+	}
+	return s.Swarm.Unlock(r.Context(), req.UnlockKey)
+}
+
+func (s *Server) swarmUnlockKey(w http.ResponseWriter, r *http.Request) error {
+	key, err := s.Swarm.UnlockKey(r.Context())
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, swarm.UnlockKeyResponse{UnlockKey: key})
+}

@@ -14,7 +14,6 @@ import (
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
-	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/api/types/volume"
 
@@ -111,9 +110,7 @@ func boolString(b bool) string {
 
 func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 	info := s.hostInfo()
-	if s.Swarm != nil {
-		info.Swarm = s.Swarm.Info(r.Context())
-	}
+	info.Swarm = s.Swarm.Info(r.Context())
 	list, err := s.Containers.List(r.Context(), engine.ListOptions{All: true})
 	if err != nil {
 		return err
@@ -180,7 +177,6 @@ func (s *Server) hostInfo() system.Info {
 			"io.containerd.runc.v2": {Runtime: system.Runtime{Path: "runc"}},
 		},
 		DefaultRuntime:      "runc",
-		Swarm:               swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive},
 		LiveRestoreEnabled:  true,
 		ContainerdCommit:    system.Commit{ID: h.Containerd},
 		RuncCommit:          system.Commit{ID: h.Runc},
