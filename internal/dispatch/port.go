@@ -44,8 +44,8 @@ func NewPort(lis net.Listener, id *pki.Identity, allow func(pki.Peer) error, log
 		lis: lis, cfg: id.ServerTLS(), allow: allow, root: id.Root,
 		closed: make(chan struct{}), log: log,
 	}
-	p.rpc = &half{port: p, conns: make(chan net.Conn)}
-	p.raft = &half{port: p, conns: make(chan net.Conn)}
+	p.rpc = &half{port: p, conns: make(chan net.Conn), closed: make(chan struct{})}
+	p.raft = &half{port: p, conns: make(chan net.Conn), closed: make(chan struct{})}
 	return p
 }
 
@@ -104,6 +104,8 @@ func (p *Port) admit(ctx context.Context, raw net.Conn) {
 	case to.conns <- c:
 	case <-ctx.Done():
 		c.Close()
+	case <-to.closed:
+		c.Close()
 	case <-p.closed:
 		c.Close()
 	}
@@ -142,8 +144,10 @@ func (p *Port) Close() error {
 
 // half is one of the port's two listeners. Closing it does not close the port.
 type half struct {
-	port  *Port
-	conns chan net.Conn
+	port   *Port
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
 }
 
 // Accept implements net.Listener.
@@ -151,13 +155,18 @@ func (h *half) Accept() (net.Conn, error) {
 	select {
 	case c := <-h.conns:
 		return c, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
 	case <-h.port.closed:
 		return nil, net.ErrClosed
 	}
 }
 
 // Close implements net.Listener.
-func (h *half) Close() error { return nil }
+func (h *half) Close() error {
+	h.once.Do(func() { close(h.closed) })
+	return nil
+}
 
 // Addr implements net.Listener.
 func (h *half) Addr() net.Addr { return h.port.lis.Addr() }

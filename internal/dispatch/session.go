@@ -12,6 +12,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/pki"
+	"github.com/skep-dev/skep/internal/store"
 )
 
 const peerKind = cluster.ItemPeer
@@ -298,6 +299,7 @@ func (l *lead) heard(ctx context.Context, sess *session, u *up) error {
 // states to the log, the steps between to the leader's memory.
 func (l *lead) statuses(node string, in []TaskStatus) error {
 	v := l.srv.Store.View()
+	var soft []store.Observation
 	for _, ts := range in {
 		t := v.Task(ts.ID)
 		if t == nil {
@@ -316,8 +318,11 @@ func (l *lead) statuses(node string, in []TaskStatus) error {
 		if st.State >= cluster.StateRunning {
 			l.writer.status(ts.ID, st)
 		} else {
-			l.srv.Store.Observe(ts.ID, st)
+			soft = append(soft, store.Observation{TaskID: ts.ID, Status: st})
 		}
+	}
+	if len(soft) > 0 {
+		l.srv.Store.ObserveAll(soft)
 	}
 	return nil
 }

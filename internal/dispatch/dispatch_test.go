@@ -1,0 +1,637 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/pki"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+const (
+	worker  = swarm.NodeRoleWorker
+	manager = swarm.NodeRoleManager
+	running = cluster.StateRunning
+)
+
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// oneLeader is a world with a leading manager m1 and worker nodes w1, w2.
+func oneLeader(w *world) (*Server, *fakeNode, *fakeNode) {
+	w.addNode("m1", manager)
+	w.addNode("w1", worker)
+	w.addNode("w2", worker)
+	m1 := w.manager("m1")
+	w.lead(m1)
+	n1, n2 := w.node("w1", worker, "m1:2377"), w.node("w2", worker, "m1:2377")
+	settle(time.Second)
+	return m1, n1, n2
+}
+
+func TestNodeIsToldAndReports(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		_, n1, n2 := oneLeader(w)
+		n := w.store.View().Node("w1")
+		if n.Status.State != swarm.NodeStateReady || n.Description.Hostname != "w1" || n.Status.Addr != "10.9.0.1" || n.DataAddr.String() != "10.9.0.2" {
+			t.Fatalf("registered as %+v", n)
+		}
+		if n1.complete != 1 || len(n1.keys()) != 0 {
+			t.Errorf("an idle node was told %v", n1.keys())
+		}
+		w.network("net", false)
+		w.service("web", "net")
+		w.task("t1", "web", "w1", "net", 11)
+		w.task("t2", "web", "w2", "net", 12)
+		synctest.Wait() // no time passes: on the leading edge
+		settle(10 * time.Millisecond)
+		want := []string{"1 t1", "2 net", "3 net/w2", "4 net/t1", "4 net/t2", "5 net/web"}
+		if d := cmp.Diff(want, n1.keys()); d != "" {
+			t.Errorf("w1 was told (-want +got):\n%s", d)
+		}
+		if n1.complete != 1 {
+			t.Errorf("%d complete sets, want increments", n1.complete)
+		}
+		task := n1.item(cluster.ItemTask, "t1").Task
+		if task.Name != "web.11.t1" || task.Spec.ContainerSpec.Image != "busybox:1" || task.Desired != running {
+			t.Errorf("task %+v", task)
+		}
+		n1.observe("t1", cluster.Status{State: cluster.StatePreparing})
+		settle(10 * time.Millisecond)
+		before := w.index
+		if st := w.store.View().Task("t1").Status; st.State != cluster.StatePreparing {
+			t.Errorf("soft status %v", st.State)
+		}
+		n1.observe("t1", cluster.Status{State: running, Serving: true, ContainerID: "c"})
+		settle(10 * time.Millisecond)
+		if st := w.store.View().Task("t1").Status; st.State != running || w.index != before+1 {
+			t.Errorf("status %v after %d entries", st.State, w.index-before)
+		}
+		if e := n2.item(cluster.ItemEndpoint, "net/t1"); e == nil || !e.Endpoint.Serving || e.Endpoint.Addr.String() != "10.0.1.11" {
+			t.Errorf("w2 sees %+v", e)
+		}
+		// Backwards is dropped.
+		n1.observe("t1", cluster.Status{State: cluster.StateStarting})
+		settle(10 * time.Millisecond)
+		if st := w.store.View().Task("t1").Status; st.State != running {
+			t.Errorf("went back to %v", st.State)
+		}
+		// w1's last task in the network goes: so does the network.
+		w.write(store.DeleteTask(w.store.View().Task("t1")))
+		settle(10 * time.Millisecond)
+		if len(n1.keys()) != 0 {
+			t.Errorf("left over: %v", n1.keys())
+		}
+		if d := cmp.Diff([]string{"1 t2", "2 net", "4 net/t2", "5 net/web"}, n2.keys()); d != "" {
+			t.Errorf("w2 (-want +got):\n%s", d)
+		}
+	})
+}
+
+func TestStopWaitsForTheBalancers(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		_, n1, n2 := oneLeader(w)
+		w.network("net", false)
+		w.service("web", "net")
+		w.task("t1", "web", "w1", "net", 11)
+		w.task("t2", "web", "w2", "net", 12)
+		n1.observe("t1", cluster.Status{State: running, Serving: true})
+		n2.observe("t2", cluster.Status{State: running, Serving: true})
+		settle(time.Second)
+
+		n2.fakeAgent.mu.Lock()
+		n2.stuck = true // w2 does not acknowledge
+		n2.fakeAgent.mu.Unlock()
+		w.desire("t1", cluster.StateShutdown)
+		settle(time.Second)
+		if n1.item(cluster.ItemEndpoint, "net/t1").Endpoint.Serving || n1.item(cluster.ItemTask, "t1").Task.Desired != running {
+			t.Error("w1 should have lost the endpoint and kept the task")
+		}
+		settle(1500 * time.Millisecond)
+		if d := n1.item(cluster.ItemTask, "t1").Task.Desired; d != cluster.StateShutdown {
+			t.Errorf("after 2 s the task is wanted %v", d)
+		}
+	})
+}
+
+func TestStopIsTold(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		_, n1, n2 := oneLeader(w)
+		w.network("net", false)
+		w.service("web", "net")
+		w.task("t1", "web", "w1", "net", 11)
+		w.task("t2", "web", "w2", "net", 12)
+		n1.observe("t1", cluster.Status{State: running, Serving: true})
+		settle(time.Second)
+		w.desire("t1", cluster.StateRemove)
+		settle(100 * time.Millisecond)
+		if d := n1.item(cluster.ItemTask, "t1").Task.Desired; d != cluster.StateRemove {
+			t.Errorf("wanted %v", d)
+		}
+		if n2.item(cluster.ItemEndpoint, "net/t1").Endpoint.Serving {
+			t.Error("w2 still sends connections")
+		}
+		// A task that never served is told at once.
+		w.desire("t2", cluster.StateShutdown)
+		settle(time.Millisecond)
+		if d := n2.item(cluster.ItemTask, "t2").Task.Desired; d != cluster.StateShutdown {
+			t.Errorf("wanted %v", d)
+		}
+	})
+}
+
+func TestNodeDownAndBack(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		_, n1, n2 := oneLeader(w)
+		w.network("net", false)
+		w.service("web", "net")
+		w.task("t1", "web", "w1", "net", 11)
+		w.task("t2", "web", "w2", "net", 12)
+		n1.observe("t1", cluster.Status{State: running, Serving: true})
+		settle(time.Minute)
+		if w.state("w1") != swarm.NodeStateReady {
+			t.Fatal("a live node was taken for down")
+		}
+		entries := w.index
+		settle(time.Minute)
+		if w.index != entries {
+			t.Errorf("a quiet minute cost %d log entries", w.index-entries)
+		}
+		n1.stop()
+		settle(9 * time.Second)
+		if w.state("w1") != swarm.NodeStateReady {
+			t.Error("down too early")
+		}
+		settle(7 * time.Second)
+		if n := w.store.View().Node("w1"); n.Status.State != swarm.NodeStateDown || n.Status.Message != "heartbeat failure" {
+			t.Errorf("%+v", n.Status)
+		}
+		if n2.item(cluster.ItemEndpoint, "net/t1").Endpoint.Serving {
+			t.Error("a task of a lost node serves")
+		}
+		w.node("w1", worker, "m1:2377")
+		settle(time.Second)
+		if n := w.store.View().Node("w1"); n.Status.State != swarm.NodeStateReady || n.Status.Message != "" {
+			t.Errorf("%+v", n.Status)
+		}
+	})
+}
+
+func TestGossipAndProbe(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		_, n1, _ := oneLeader(w)
+		n1.stop()
+		w.suspect(true, "w1") // the host answers: only the daemon is gone
+		settle(5 * time.Second)
+		if w.state("w1") != swarm.NodeStateReady {
+			t.Error("a restarting daemon was taken for a lost host")
+		}
+		w.suspect(false, "w1")
+		settle(2 * time.Second)
+		if n := w.store.View().Node("w1"); n.Status.State != swarm.NodeStateDown {
+			t.Errorf("a lost host is %v", n.Status.State)
+		}
+	})
+}
+
+func TestChangeOfLeader(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		for _, id := range []string{"m1", "m2"} {
+			w.addNode(id, manager)
+		}
+		for _, id := range []string{"w1", "w2", "w3"} {
+			w.addNode(id, worker)
+		}
+		m1, m2 := w.manager("m1"), w.manager("m2")
+		stop := w.lead(m1)
+		n1, n2 := w.node("w1", worker, "m2:2377"), w.node("w2", worker, "m1:2377")
+		n3 := w.node("w3", worker, "m1:2377")
+		settle(time.Second)
+		if w.state("w1") != swarm.NodeStateReady {
+			t.Fatal("w1 was not redirected to the leader")
+		}
+		n3.stop()
+		settle(20 * time.Second)
+		w.service("web", "")
+		w.task("t1", "web", "w1", "", 1)
+		n1.observe("t1", cluster.Status{State: cluster.StatePreparing})
+		settle(time.Second)
+		n2.stop()
+		stop()
+		w.mu.Lock()
+		w.cut["m1:2377"] = true
+		w.mu.Unlock()
+		w.lead(m2)
+		synctest.Wait()
+		if w.state("w1") != swarm.NodeStateUnknown || w.state("w3") != swarm.NodeStateDown {
+			t.Errorf("w1 %v, w3 %v", w.state("w1"), w.state("w3"))
+		}
+		settle(4 * time.Second)
+		if w.state("w1") != swarm.NodeStateReady || w.state("w2") != swarm.NodeStateUnknown {
+			t.Errorf("w1 %v, w2 %v", w.state("w1"), w.state("w2"))
+		}
+		if st := w.store.View().Task("t1").Status.State; st != cluster.StatePreparing {
+			t.Errorf("the soft status was not reported again: %v", st)
+		}
+		if n1.session.Leader != "m2" || len(n1.session.Managers) != 2 || len(n1.session.GossipKey) != 32 {
+			t.Errorf("w1 was told %+v", n1.session)
+		}
+		settle(20 * time.Second)
+		if w.state("w2") != swarm.NodeStateUnknown {
+			t.Errorf("w2 %v before the grace was over", w.state("w2"))
+		}
+		settle(10 * time.Second)
+		if w.state("w2") != swarm.NodeStateDown {
+			t.Errorf("w2 %v after the grace", w.state("w2"))
+		}
+	})
+}
+
+func TestRegistrationsAreLimited(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		oneLeader(w)
+		w.addNode("w9", worker)
+		for range 4 {
+			n := w.node("w9", worker, "m1:2377")
+			settle(300 * time.Millisecond)
+			n.stop()
+			settle(300 * time.Millisecond)
+		}
+		n := w.node("w9", worker, "m1:2377")
+		settle(time.Second)
+		if len(n.lost) == 0 || !strings.Contains(n.lost[0].Error(), "rate limit") {
+			t.Errorf("was not refused: %v", n.lost)
+		}
+		settle(15 * time.Second)
+		if n.complete == 0 {
+			t.Error("was never let in again")
+		}
+	})
+}
+
+func TestStatusOfAnothersTask(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		_, n1, _ := oneLeader(w)
+		w.service("web", "")
+		w.task("t2", "web", "w2", "", 1)
+		n1.observe("t2", cluster.Status{State: running})
+		settle(time.Second)
+		if len(n1.lost) == 0 || !errors.Is(n1.lost[0], errdefs.ErrPermissionDenied) {
+			t.Errorf("%v", n1.lost)
+		}
+		if st := w.store.View().Task("t2").Status.State; st != cluster.StateAssigned {
+			t.Errorf("state %v", st)
+		}
+	})
+}
+
+func TestHostileStatus(t *testing.T) {
+	for _, st := range []cluster.State{0, 1, cluster.StateRemove, cluster.StateOrphaned, 9999} {
+		if err := checkStatus(&cluster.Status{State: st}); err == nil {
+			t.Errorf("state %d was taken", st)
+		}
+	}
+	st := cluster.Status{State: cluster.StateFailed, Err: strings.Repeat("x", 1<<20), Serving: true}
+	if err := checkStatus(&st); err != nil || len(st.Err) > maxText || st.Serving {
+		t.Errorf("%v, %d, %v", err, len(st.Err), st.Serving)
+	}
+}
+
+func TestRemovedNode(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		_, n1, _ := oneLeader(w)
+		c := *w.store.View().Cluster()
+		c.RemovedNodes = map[string]time.Time{"w1": time.Now().Add(time.Hour)}
+		w.write(store.DeleteNode(w.store.View().Node("w1")), store.PutCluster(&c))
+		settle(10 * time.Second)
+		if len(n1.lost) < 2 || !errors.Is(n1.lost[len(n1.lost)-1], errdefs.ErrPermissionDenied) {
+			t.Errorf("%v", n1.lost)
+		}
+		csr, _, _ := pki.NewRequest()
+		if _, err := n1.client.Renew(t.Context(), csr); !errors.Is(err, errdefs.ErrPermissionDenied) {
+			t.Errorf("its certificate was renewed: %v", err)
+		}
+	})
+}
+
+func TestJoinByToken(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.addNode("m1", manager)
+		w.addNode("m2", manager)
+		m1 := w.manager("m1")
+		w.manager("m2")
+		join := func(token string) (*Issued, error) {
+			return JoinSwarm(t.Context(), w.dial, "m2:2377", token, swarm.NodeAvailabilityDrain)
+		}
+		ca := w.store.View().Cluster().RootCA
+		if _, err := join(ca.WorkerToken); !errors.Is(err, errdefs.ErrUnavailable) {
+			t.Errorf("without a leader: %v", err)
+		}
+		w.lead(m1)
+		for token, role := range map[string]swarm.NodeRole{ca.WorkerToken: worker, ca.ManagerToken: manager} {
+			got, err := join(token)
+			if err != nil {
+				t.Fatal(err)
+			}
+			id, err := pki.NewIdentity("", got.Root, got.Cert, got.Key)
+			if err != nil || id.Peer().Role != role || id.Peer().NodeID != got.NodeID || got.Manager != "m1:2377" {
+				t.Errorf("%+v, %v", got, err)
+			}
+			n := w.store.View().Node(got.NodeID)
+			if n == nil || n.Spec.Availability != swarm.NodeAvailabilityDrain || n.Spec.Role != role {
+				t.Errorf("the store has %+v", n)
+			}
+		}
+		before := len(w.store.View().Nodes())
+		wrong := ca.WorkerToken[:len(ca.WorkerToken)-3] + "aaa"
+		start := time.Now()
+		_, err := join(wrong)
+		if want := "rpc error: code = InvalidArgument desc = A valid join token is necessary to join this cluster"; err == nil || err.Error() != want || !errdefs.IsInvalidArgument(err) {
+			t.Errorf("wrong secret: %v", err)
+		}
+		other := newRootFor(t)
+		_, err = join(other)
+		tok, _ := pki.ParseToken(other)
+		if want := "remote CA does not match fingerprint. Expected: " + tok.Fingerprint(); err == nil || err.Error() != want {
+			t.Errorf("another swarm's token: %v", err)
+		}
+		if _, err = join("foo"); err == nil || err.Error() != "invalid join token" {
+			t.Errorf("no token: %v", err)
+		}
+		// Rotated away.
+		c := *w.store.View().Cluster()
+		c.RootCA.WorkerToken = pki.NewToken(w.root)
+		w.write(store.PutCluster(&c))
+		if _, err = join(ca.WorkerToken); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("rotated-out token: %v", err)
+		}
+		if d := time.Since(start); d > time.Second || len(w.store.View().Nodes()) != before {
+			t.Errorf("refused after %v, %d nodes more", d, len(w.store.View().Nodes())-before)
+		}
+	})
+}
+
+func newRootFor(t *testing.T) string {
+	t.Helper()
+	r, err := pki.NewRoot(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pki.NewToken(r)
+}
+
+func TestRenewal(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.addNode("m1", manager)
+		w.addNode("w1", worker)
+		w.lead(w.manager("m1"))
+		id := w.identity("w1", worker, time.Hour)
+		n := w.nodeAs(id, "m1:2377")
+		settle(2 * time.Hour) // now it has ended
+		if w.state("w1") != swarm.NodeStateReady {
+			t.Error("a session should outlive its certificate")
+		}
+		node := *w.store.View().Node("w1")
+		node.Spec = &swarm.NodeSpec{Role: manager, Availability: "active"}
+		w.write(store.UpdateNode(&node))
+		settle(time.Second)
+		if n.session.Role != manager {
+			t.Errorf("the node was told to be a %v", n.session.Role)
+		}
+		csr, key, err := pki.NewRequest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := n.client.Renew(t.Context(), csr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := id.Replace(cert, key); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Second)
+		if r := w.store.View().Node("w1").Role; r != manager {
+			t.Errorf("registered as %v", r)
+		}
+		// An expired certificate is good for nothing but a new one.
+		old := w.nodeAs(w.identity("w1", worker, time.Hour), "m1:2377")
+		old.stop()
+		ended := w.identity("w1", worker, time.Hour)
+		time.Sleep(2 * time.Hour)
+		late := w.nodeAs(ended, "m1:2377")
+		settle(time.Second)
+		if _, err := late.client.Attach(t.Context(), AttachRequest{Network: "x"}); !errors.Is(err, errdefs.ErrPermissionDenied) {
+			t.Errorf("an expired certificate was taken: %v", err)
+		}
+		if _, err := late.client.Renew(t.Context(), csr); err != nil {
+			t.Errorf("late renewal: %v", err)
+		}
+	})
+}
+
+func TestRaftMembership(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.addNode("m1", manager)
+		w.addNode("w1", worker)
+		w.write(store.CreateNode(&cluster.Node{ID: "127.0.0.2", Spec: &swarm.NodeSpec{Role: manager}}))
+		w.lead(w.manager("m1"))
+		w.manager("127.0.0.2")
+		joiner := w.node("127.0.0.2", manager, "m1:2377")
+		plain := w.node("w1", worker, "m1:2377")
+		settle(time.Second)
+		if err := joiner.client.JoinRaft(t.Context(), "127.0.0.9:2377"); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+			t.Errorf("an address nobody answers at: %v", err)
+		}
+		if err := joiner.client.JoinRaft(t.Context(), "0.0.0.0:2377"); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("no address: %v", err)
+		}
+		if err := plain.client.JoinRaft(t.Context(), "127.0.0.2:2377"); !errors.Is(err, errdefs.ErrPermissionDenied) {
+			t.Errorf("a worker: %v", err)
+		}
+		if err := joiner.client.JoinRaft(t.Context(), "127.0.0.2:2377"); err != nil {
+			t.Fatal(err)
+		}
+		if n := w.store.View().Node("127.0.0.2"); n.Manager == nil || w.voters["127.0.0.2"] != "127.0.0.2:2377" {
+			t.Errorf("%+v, voters %v", n.Manager, w.voters)
+		}
+		if err := joiner.client.Leave(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Second)
+		n := w.store.View().Node("127.0.0.2")
+		if n.Manager != nil || n.Spec.Role != worker || n.Status.State != swarm.NodeStateDown && n.Status.State != swarm.NodeStateReady || len(w.voters) != 0 {
+			t.Errorf("%+v %v, voters %v", n, n.Spec.Role, w.voters)
+		}
+	})
+}
+
+func TestForward(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.addNode("m1", manager)
+		w.addNode("m2", manager)
+		m1, m2 := w.manager("m1"), w.manager("m2")
+		start := time.Now()
+		if _, err := m2.Forward(t.Context(), "x", nil); !errors.Is(err, ErrNoLeader) || time.Since(start) > 5*time.Second {
+			t.Errorf("without a leader: %v after %v", err, time.Since(start))
+		}
+		w.lead(m1)
+		synctest.Wait()
+		for _, m := range []*Server{m1, m2} {
+			if b, err := m.Forward(t.Context(), "create", []byte("web")); err != nil || string(b) != "create:web" {
+				t.Errorf("%q, %v", b, err)
+			}
+			if _, err := m.Forward(t.Context(), "fail", []byte("web")); !errdefs.IsNotFound(err) || err.Error() != "service web not found" {
+				t.Errorf("%v", err)
+			}
+		}
+	})
+}
+
+func TestStreams(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		m1, _, _ := oneLeader(w)
+		w.addNode("m2", manager)
+		m2 := w.manager("m2")
+		read := func(s *Server, node string, words ...string) (string, error) {
+			f, err := s.Open(t.Context(), node, "echo", words)
+			if err != nil {
+				return "", err
+			}
+			defer f.Close()
+			var out []string
+			for {
+				b, err := f.Next()
+				if errors.Is(err, io.EOF) {
+					return strings.Join(out, " "), nil
+				}
+				if err != nil {
+					return strings.Join(out, " "), err
+				}
+				out = append(out, string(b))
+			}
+		}
+		for _, s := range []*Server{m1, m2} {
+			if got, err := read(s, "w2", "a", "b", "c"); err != nil || got != "a b c" {
+				t.Errorf("%q, %v", got, err)
+			}
+			if got, err := read(s, "w2", "a", "fail"); got != "a" || !errdefs.IsNotFound(err) || err.Error() != "No such container: x" {
+				t.Errorf("%q, %v", got, err)
+			}
+			if _, err := read(s, "w7"); !errdefs.IsUnavailable(err) {
+				t.Errorf("no such node: %v", err)
+			}
+		}
+	})
+}
+
+func TestAttach(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		_, n1, _ := oneLeader(w)
+		w.network("net", false)
+		w.network("ing", true)
+		if _, err := n1.client.Attach(t.Context(), AttachRequest{Network: "ing"}); !errors.Is(err, errdefs.ErrPermissionDenied) || err.Error() != "network ing not manually attachable" {
+			t.Errorf("%v", err)
+		}
+		if _, err := n1.client.Attach(t.Context(), AttachRequest{Network: "nope"}); !errdefs.IsNotFound(err) {
+			t.Errorf("%v", err)
+		}
+		w.run(func(ctx context.Context) error { // stands in for the allocator
+			changed, stop := w.store.Watch(store.KindTask)
+			defer stop()
+			for {
+				for _, task := range w.store.View().Tasks() {
+					if task.Attach != nil && !task.Networks[0].Addr.IsValid() {
+						next := *task
+						next.Networks = []cluster.Attachment{{NetworkID: "net", Addr: netip.MustParseAddr("10.0.1.77"), Aliases: task.Networks[0].Aliases}}
+						if err := w.Propose(ctx, store.UpdateTask(&next)); err != nil {
+							return err
+						}
+					}
+				}
+				select {
+				case <-changed:
+				case <-ctx.Done():
+					return nil
+				}
+			}
+		})
+		rep, err := n1.client.Attach(t.Context(), AttachRequest{Network: "net", ContainerID: "c1", Aliases: []string{"box"}})
+		if err != nil || rep.Addr.String() != "10.0.1.77" || rep.NetworkID != "net" {
+			t.Fatalf("%+v, %v", rep, err)
+		}
+		settle(time.Second)
+		e := n1.item(cluster.ItemEndpoint, "net/"+rep.TaskID)
+		if e == nil || !e.Endpoint.Serving || !slices.Equal(e.Endpoint.Names, []string{"box"}) || n1.item(cluster.ItemNetwork, "net") == nil {
+			t.Errorf("the node was told %v", n1.keys())
+		}
+		if n1.item(cluster.ItemTask, rep.TaskID) != nil {
+			t.Error("the agent was given a plain container")
+		}
+		if err := n1.client.Detach(t.Context(), rep.TaskID); err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Second)
+		if len(n1.keys()) != 0 {
+			t.Errorf("left over: %v", n1.keys())
+		}
+	})
+}
+
+func TestCompletePlusChangesIsComplete(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		_, n1, n2 := oneLeader(w)
+		w.network("a", false)
+		w.network("b", false)
+		w.service("s1", "a")
+		w.service("s2", "b")
+		step := 0
+		for _, net := range []string{"a", "b", "a", "b", "b", "a"} {
+			for _, node := range []string{"w1", "w2"} {
+				step++
+				id := "t" + string(rune('a'+step))
+				w.task(id, map[string]string{"a": "s1", "b": "s2"}[net], node, net, byte(10+step))
+				if step%3 == 0 {
+					first := w.store.View().Tasks()[0]
+					w.write(store.DeleteTask(first))
+				}
+				if step%4 == 0 {
+					settle(time.Millisecond)
+				}
+			}
+		}
+		for len(w.store.View().TasksOn("w1")) > 1 {
+			w.write(store.DeleteTask(w.store.View().TasksOn("w1")[0]))
+			settle(time.Millisecond)
+		}
+		settle(time.Second)
+		for id, n := range map[string]*fakeNode{"w1": n1, "w2": n2} {
+			p := newPlanner(n.client.codec.enc.Marshal)
+			if err := p.plan(w.store.View(), func(*cluster.Task) bool { return false }); err != nil {
+				t.Fatal(err)
+			}
+			all, complete := p.next(id, &cursor{})
+			var want []string
+			for _, it := range all {
+				want = append(want, itemKey(cluster.Item{Kind: it.Kind, ID: it.ID}))
+			}
+			slices.Sort(want)
+			if d := cmp.Diff(want, n.keys()); d != "" || !complete || n.complete != 1 {
+				t.Errorf("%s after %d complete sets (-want +got):\n%s", id, n.complete, d)
+			}
+		}
+	})
+}
