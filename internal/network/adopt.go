@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netns"
 )
 
@@ -21,7 +22,7 @@ func (m *Manager) Adopt(ctx context.Context, running []string) error {
 			errs = append(errs, fmt.Errorf("sandbox of %s: %w", id, err))
 		}
 	}
-	return errors.Join(append(errs, m.sweep(), m.reattach(ctx))...)
+	return errors.Join(append(errs, m.sweep())...)
 }
 
 func (m *Manager) adoptOne(ctx context.Context, id string, running bool) error {
@@ -41,7 +42,7 @@ func (m *Manager) adoptOne(ctx context.Context, id string, running bool) error {
 	m.mu.Lock()
 	m.adopted[id] = true
 	m.mu.Unlock()
-	return m.resume(s)
+	return m.resume(ctx, s)
 }
 
 func (m *Manager) isAdopted(id string) bool {
@@ -51,9 +52,19 @@ func (m *Manager) isAdopted(id string) bool {
 }
 
 // resume takes up again what only the daemon can do for a sandbox: hold its
-// ports, publish them, and answer names.
-func (m *Manager) resume(s *sandbox) error {
+// ports, publish them, answer names, and tell the overlay of it.
+func (m *Manager) resume(ctx context.Context, s *sandbox) error {
 	var errs []error
+	for i := range s.Endpoints {
+		ep := &s.Endpoints[i]
+		if ep.Kind != driverOverlay {
+			continue
+		}
+		// The swarm may have dropped the network while the daemon was away.
+		if err := m.attachSwarm(ctx, s, ep); err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("network %s: %w", ep.NetworkName, err))
+		}
+	}
 	for _, b := range s.Ports {
 		// The rules work without the socket: that somebody took the port while
 		// the daemon was away must not cut off a container that runs.

@@ -53,7 +53,7 @@ func (m *Manager) Create(ctx context.Context, req network.CreateRequest) (networ
 		return network.CreateResponse{}, err
 	}
 	m.log.Info("network created", "network", r.Name, "id", r.ID, "subnet", r.Subnet)
-	m.publish(events.ActionCreate, r.ID, r.Name, r.Driver, "")
+	m.publish(events.ActionCreate, r)
 	return network.CreateResponse{ID: r.ID}, nil
 }
 
@@ -280,7 +280,7 @@ func (m *Manager) Remove(ctx context.Context, ref string) error {
 		return fmt.Errorf("network %s: %w", r.Name, err)
 	}
 	m.log.Info("network removed", "network", r.Name, "id", r.ID)
-	m.publish(events.ActionDestroy, r.ID, r.Name, r.Driver, "")
+	m.publish(events.ActionDestroy, r)
 	return nil
 }
 

@@ -43,8 +43,7 @@ type Config struct {
 	// DataAddr tells the address this node receives overlay traffic at; zero
 	// while it is in no swarm.
 	DataAddr func() netip.Addr
-	// Publish, if set, is told of networks created, destroyed, connected and
-	// disconnected (engine's Publish).
+	// Publish, if set, is told of networks created and destroyed (engine's Publish).
 	Publish func(events.Type, events.Action, events.Actor)
 	Log     *slog.Logger
 }

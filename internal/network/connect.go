@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/moby/moby/api/types/events"
 	"github.com/vishvananda/netns"
 
 	"github.com/skep-dev/skep/internal/cluster"
@@ -34,7 +33,6 @@ func (m *Manager) Connect(ctx context.Context, containerID string, er EndpointRe
 	}
 	for i := range next.Endpoints {
 		if ep := &next.Endpoints[i]; old.in(ep.NetworkID) == nil && !ep.Hidden {
-			m.publish(events.ActionConnect, ep.NetworkID, ep.NetworkName, ep.Kind, containerID)
 			return &ep.Endpoint, nil
 		}
 	}
@@ -92,11 +90,7 @@ func (m *Manager) Disconnect(ctx context.Context, containerID, ref string, force
 	if !slices.ContainsFunc(next.Endpoints, func(e endpoint) bool { return e.External }) {
 		next.Endpoints = slices.DeleteFunc(next.Endpoints, func(e endpoint) bool { return e.Hidden })
 	}
-	if err := m.change(ctx, old, &next); err != nil {
-		return err
-	}
-	m.publish(events.ActionDisconnect, ep.NetworkID, ep.NetworkName, ep.Kind, containerID)
-	return nil
+	return m.change(ctx, old, &next)
 }
 
 // connected finds the endpoint that ref means.

@@ -12,6 +12,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -287,42 +288,31 @@ func (b *builder) filter() {
 	b.rule(fwd, oifIn(b.bridges), drop())
 }
 
-// run puts the rules back when somebody takes them away: at once when a table
-// goes, and within a few seconds when single rules do.
+// run puts the rules back when somebody takes them away: at once where the
+// kernel tells of it, else within a few seconds.
 func (f *firewall) run(ctx context.Context) error {
-	c, err := f.conn()
-	if err != nil {
-		return err
-	}
-	mon := nftables.NewMonitor(nftables.WithMonitorAction(nftables.MonitorActionDel),
-		nftables.WithMonitorObject(nftables.MonitorObjectTables))
-	gone, err := c.AddMonitor(mon)
-	if err != nil {
-		return fmt.Errorf("firewall monitor: %w", err)
-	}
-	defer mon.Close()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case ev, ok := <-gone:
-			switch {
-			case !ok || ev.Error != nil:
-				gone = nil // the periodic check goes on
-			case !ours(ev):
-				continue
+	wake := make(chan struct{}, 1)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := watchRules(ctx, f.ns, wake); err != nil {
+			f.log.Warn("changes of the firewall are noticed late", "err", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-wake:
+			case <-time.After(checkEvery):
 			}
-		case <-time.After(checkEvery):
+			if err := f.check(); err != nil {
+				f.log.Warn("firewall rules cannot be put back yet", "err", err)
+			}
 		}
-		if err := f.check(); err != nil {
-			f.log.Warn("firewall rules cannot be put back yet", "err", err)
-		}
-	}
-}
-
-func ours(ev *nftables.MonitorEvent) bool {
-	t, ok := ev.Data.(*nftables.Table)
-	return ok && (t.Name == tableBridge || t.Name == tableUser)
+	})
+	return g.Wait()
 }
 
 // restore puts all rules into the kernel, whatever is there.

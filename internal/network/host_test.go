@@ -15,9 +15,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/network"
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 )
 
 // testHost is a network namespace that stands in for a host, with a second one
@@ -26,6 +24,7 @@ type testHost struct {
 	*Manager
 	t       *testing.T
 	dir     string
+	addr    netip.Addr
 	ns      string // of the host
 	outside string
 	stop    func()
@@ -36,33 +35,45 @@ const (
 	outsideAddr = "10.99.0.2"
 )
 
-func newTestHost(t *testing.T) *testHost {
+// newWorld makes the world outside, with a bridge that hosts are plugged into.
+func newWorld(t *testing.T) string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("NEEDS ROOT: network namespaces cannot be made without it")
 	}
-	dir := t.TempDir()
-	h := &testHost{t: t, dir: dir, ns: testNS(t, dir), outside: testNS(t, dir)}
-	must(t, insidePath(h.outside, func(out netns.NsHandle) error {
-		return insidePath(h.ns, func(netns.NsHandle) error {
-			nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-			if err != nil {
-				return err
-			}
-			defer nl.Close()
-			attrs := netlink.NewLinkAttrs()
-			attrs.Name, attrs.Flags = "up0", net.FlagUp
-			v := netlink.NewVeth(attrs)
-			v.PeerName, v.PeerNamespace = "up0", netlink.NsFd(out)
-			if err := nl.LinkAdd(v); err != nil {
-				return err
-			}
-			return nl.AddrAdd(v, &netlink.Addr{IPNet: toIPNet(netip.MustParsePrefix(hostAddr + "/24"))})
-		})
+	world := testNS(t, t.TempDir())
+	must(t, insidePath(world, func(ns netns.NsHandle) error {
+		l, err := newLinks(ns)
+		if err != nil {
+			return err
+		}
+		_, err = l.bridge(&netRecord{Link: "world", MTU: 1500,
+			Gateway: netip.MustParseAddr(outsideAddr), Subnet: netip.MustParsePrefix("10.99.0.0/24")})
+		return err
 	}))
-	must(t, insidePath(h.outside, func(out netns.NsHandle) error {
-		return dressPeer(out, &endpoint{IfName: "up0", Endpoint: Endpoint{
-			Addr: netip.MustParsePrefix(outsideAddr + "/24"), Gateway: netip.MustParseAddr(hostAddr)}}, true)
+	return world
+}
+
+func newTestHost(t *testing.T) *testHost {
+	t.Helper()
+	return newHostIn(t, newWorld(t), hostAddr)
+}
+
+// newHostIn makes a host with an address in a world and starts its daemon.
+func newHostIn(t *testing.T, world, addr string) *testHost {
+	t.Helper()
+	dir := t.TempDir()
+	h := &testHost{t: t, dir: dir, addr: netip.MustParseAddr(addr), ns: testNS(t, dir), outside: world}
+	must(t, insidePath(world, func(ns netns.NsHandle) error {
+		l, err := newLinks(ns)
+		if err != nil {
+			return err
+		}
+		return insidePath(h.ns, func(inner netns.NsHandle) error {
+			return l.plug(&netRecord{Link: "world", MTU: 1500, ICC: true}, &endpoint{IfName: "up0", HostLink: "h" + h.addr.String()[len("10.99.0."):],
+				Endpoint: Endpoint{MAC: fmt.Sprintf("02:99:00:00:00:%02x", h.addr.As4()[3]), Addr: netip.PrefixFrom(h.addr, 24),
+					Gateway: netip.MustParseAddr(outsideAddr)}}, inner, true)
+		})
 	}))
 	must(t, os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte("nameserver "+outsideAddr+"\nsearch example.org\n"), 0o644))
 	h.start()
@@ -75,7 +86,7 @@ func (h *testHost) start() {
 	h.t.Helper()
 	must(h.t, insidePath(h.ns, func(netns.NsHandle) (err error) {
 		h.Manager, err = New(Config{Dir: h.dir + "/state", ExecDir: h.dir + "/run", ResolvConf: h.dir + "/resolv.conf",
-			Prepared: 1, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+			Prepared: 1, DataAddr: func() netip.Addr { return h.addr }, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 		return err
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -197,16 +208,19 @@ func echo(t *testing.T, ns, proto string, port int) {
 	}))
 }
 
+// patience is how long a call waits before it counts as blocked.
+const patience = 500 * time.Millisecond
+
 // call asks an echo from a namespace and returns the address it saw.
 func call(ns, proto, to string) (netip.Addr, error) {
 	var seen netip.Addr
 	err := insidePath(ns, func(netns.NsHandle) error {
-		c, err := net.DialTimeout(proto+"4", to, time.Second)
+		c, err := net.DialTimeout(proto+"4", to, patience)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(time.Second))
+		c.SetDeadline(time.Now().Add(patience))
 		if proto == "udp" {
 			if _, err := c.Write([]byte("?")); err != nil {
 				return err

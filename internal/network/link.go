@@ -186,20 +186,23 @@ func (l *links) plug(r *netRecord, ep *endpoint, ns netns.NsHandle, defaultRoute
 	if err := dressPeer(ns, ep, defaultRoute); err != nil {
 		return err
 	}
-	return l.carrier(veth)
+	return l.carrier(veth.Attrs().Index, master.Attrs().Index)
 }
 
-// carrier waits until a bridge port that was just plugged in passes packets: the
-// kernel sees to that a moment after both ends are up, and loses what comes
-// before.
-func (l *links) carrier(port netlink.Link) error {
-	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
-		now, err := l.h.LinkByIndex(port.Attrs().Index)
-		if err != nil {
-			return err
-		}
-		if now.Attrs().OperState == netlink.OperUp {
-			break
+// carrier waits until a bridge and a port that was just plugged into it pass
+// packets: the kernel sees to that a moment after both ends are up, and loses
+// what comes before.
+func (l *links) carrier(indices ...int) error {
+	end := time.Now().Add(time.Second)
+	for _, i := range indices {
+		for ; time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+			link, err := l.h.LinkByIndex(i)
+			if err != nil {
+				return err
+			}
+			if link.Attrs().OperState == netlink.OperUp {
+				break
+			}
 		}
 	}
 	return nil

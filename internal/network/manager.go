@@ -38,7 +38,6 @@ type Manager struct {
 	networks  map[string]*netRecord // by id
 	sandboxes map[string]*sandbox   // by container id
 	adopted   map[string]bool       // sandboxes of an earlier daemon that go on, by container id
-	attached  map[string]bool       // endpoints the overlay was told of, by id
 }
 
 // New brings up the networks on record in the network namespace of the calling
@@ -57,7 +56,7 @@ func New(cfg Config) (*Manager, error) {
 		pool:     newNSPool(filepath.Join(cfg.ExecDir, "netns"), cfg.Prepared),
 		fw:       newFirewall(host, cfg.Log), ports: newPortTable(host),
 		nets: newTurn(), networks: map[string]*netRecord{}, sandboxes: map[string]*sandbox{},
-		adopted: map[string]bool{}, attached: map[string]bool{}}
+		adopted: map[string]bool{}}
 	m.names = newResolver(m, host)
 	m.overlay, err = overlay.New(overlay.Config{Log: cfg.Log, DataAddr: cfg.DataAddr,
 		GatewayBridge: gatewayLink, LocalBridges: []string{cfg.Bridge, "br-*"}})
@@ -142,16 +141,13 @@ func (m *Manager) Run(ctx context.Context) error {
 	return errors.Join(err, m.ports.closeAll(), m.overlay.Close())
 }
 
-// publish tells of an event of a network.
-func (m *Manager) publish(action events.Action, id, name, driver, container string) {
-	if m.cfg.Publish == nil {
-		return
+// publish tells of a network made or removed. Of containers that are connected
+// and disconnected engine tells, which knows them.
+func (m *Manager) publish(action events.Action, r *netRecord) {
+	if m.cfg.Publish != nil {
+		m.cfg.Publish(events.NetworkEventType, action,
+			events.Actor{ID: r.ID, Attributes: map[string]string{"name": r.Name, "type": r.Driver}})
 	}
-	attrs := map[string]string{"name": name, "type": driver}
-	if container != "" {
-		attrs["container"] = container
-	}
-	m.cfg.Publish(events.NetworkEventType, action, events.Actor{ID: id, Attributes: attrs})
 }
 
 // sandbox returns the record of a container's sandbox, or nil.

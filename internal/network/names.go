@@ -30,6 +30,21 @@ func (m *Manager) lookup(container, name string) ([]netip.Addr, bool) {
 	return nil, false
 }
 
+// unsure reports whether a container is in a swarm network of which this daemon
+// has not been told yet: it cannot say then that a name does not exist.
+func (m *Manager) unsure(container string) bool {
+	s := m.sandbox(container)
+	if s == nil {
+		return true
+	}
+	for i := range s.Endpoints {
+		if ep := &s.Endpoints[i]; ep.Kind == driverOverlay && m.swarmNetwork(ep.NetworkID) == nil {
+			return true
+		}
+	}
+	return false
+}
+
 // lookupIn finds a name as the holder of ep knows it in that network.
 func (m *Manager) lookupIn(ep *endpoint, name string) ([]netip.Addr, bool) {
 	if ep.Kind == driverOverlay {

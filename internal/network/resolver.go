@@ -207,6 +207,9 @@ func (r *resolver) answer(container string, q *dns.Msg, overTCP bool) *dns.Msg {
 			return addrReply(q, addrs)
 		}
 	}
+	if !strings.Contains(name, ".") && r.m.unsure(container) {
+		return new(dns.Msg).SetRcode(q, dns.RcodeServerFailure)
+	}
 	select {
 	case r.forwards <- struct{}{}:
 		defer func() { <-r.forwards }()

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/moby/moby/api/types/events"
 	"github.com/vishvananda/netns"
 
 	"github.com/skep-dev/skep/internal/cluster"
@@ -41,9 +40,6 @@ func (m *Manager) Join(ctx context.Context, req SandboxRequest) (*Sandbox, error
 	}
 	if s, err = m.build(ctx, s, req); err != nil {
 		return nil, errors.Join(err, m.dismantle(context.WithoutCancel(ctx), s))
-	}
-	for _, ep := range s.Endpoints {
-		m.publish(events.ActionConnect, ep.NetworkID, ep.NetworkName, ep.Kind, s.ContainerID)
 	}
 	return s.public(), nil
 }
@@ -271,13 +267,7 @@ func (m *Manager) Leave(ctx context.Context, containerID string) error {
 	if s == nil {
 		return nil
 	}
-	if err := m.dismantle(ctx, s); err != nil {
-		return err
-	}
-	for _, ep := range s.Endpoints {
-		m.publish(events.ActionDisconnect, ep.NetworkID, ep.NetworkName, ep.Kind, containerID)
-	}
-	return nil
+	return m.dismantle(ctx, s)
 }
 
 // dismantle takes down whatever there is of s, and forgets it once nothing is

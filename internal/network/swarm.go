@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 
@@ -26,62 +25,12 @@ func (m *Manager) Apply(ctx context.Context, complete bool, items []cluster.Item
 		return err
 	}
 	_, gwErr := m.gatewayNetwork(ctx)
-	return errors.Join(err, gwErr, m.reattach(ctx))
+	return errors.Join(err, gwErr)
 }
 
 // LeaveSwarm removes every swarm network from the host.
 func (m *Manager) LeaveSwarm(ctx context.Context) error {
-	err := m.overlay.LeaveSwarm(ctx)
-	m.mu.Lock()
-	m.attached = map[string]bool{}
-	m.mu.Unlock()
-	// Docker keeps the gateway network, and so do containers that still run.
-	return err
-}
-
-// reattach tells the overlay of the sandboxes that an earlier daemon made, once
-// their networks are known again.
-func (m *Manager) reattach(ctx context.Context) error {
-	m.mu.Lock()
-	var missing []*sandbox
-	for _, id := range sortedKeys(m.sandboxes) {
-		s := m.sandboxes[id]
-		for i := range s.Endpoints {
-			if ep := &s.Endpoints[i]; ep.Kind == driverOverlay && m.adopted[id] && !m.attached[ep.EndpointID] && m.swarmNetwork(ep.NetworkID) != nil {
-				missing = append(missing, s)
-				break
-			}
-		}
-	}
-	m.mu.Unlock()
-	var errs []error
-	for _, s := range missing {
-		errs = append(errs, m.reattachOne(ctx, s.ContainerID))
-	}
-	return errors.Join(errs...)
-}
-
-func (m *Manager) reattachOne(ctx context.Context, containerID string) error {
-	give, err := m.boxes.take(ctx, containerID)
-	if err != nil {
-		return err
-	}
-	defer give()
-	s := m.sandbox(containerID)
-	if s == nil { // it left while we waited
-		return nil
-	}
-	var errs []error
-	for i := range s.Endpoints {
-		ep := &s.Endpoints[i]
-		if ep.Kind != driverOverlay {
-			continue
-		}
-		if err := m.attachSwarm(ctx, s, ep); err != nil && !errdefs.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("network %s: %w", ep.NetworkName, err))
-		}
-	}
-	return errors.Join(errs...)
+	return m.overlay.LeaveSwarm(ctx) // the gateway network stays, as Docker's does
 }
 
 // attachSwarm gives a sandbox its place in a swarm network. Its place in the
@@ -91,21 +40,11 @@ func (m *Manager) attachSwarm(ctx context.Context, s *sandbox, ep *endpoint) err
 	if gw := s.gateway(); gw != nil && gw.Hidden {
 		req.Gateway = &overlay.GatewayInfo{IfName: gw.IfName, Addr: gw.Addr.Addr(), Via: gw.Gateway}
 	}
-	if err := m.overlay.Attach(ctx, req); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.attached[ep.EndpointID] = true
-	return nil
+	return m.overlay.Attach(ctx, req)
 }
 
 func (m *Manager) detachSwarm(ctx context.Context, s *sandbox, ep *endpoint) error {
-	err := m.overlay.Detach(ctx, ep.NetworkID, s.ContainerID)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.attached, ep.EndpointID)
-	return err
+	return m.overlay.Detach(ctx, ep.NetworkID, s.ContainerID)
 }
 
 func (m *Manager) lookupSwarm(networkID, name string) ([]netip.Addr, bool) {
@@ -225,7 +164,7 @@ func (m *Manager) gatewayNetwork(ctx context.Context) (*netRecord, error) {
 	if err := m.create(r); err != nil {
 		return nil, fmt.Errorf("network %s: %w", gatewayNetwork, err)
 	}
-	m.publish(events.ActionCreate, r.ID, r.Name, r.Driver, "")
+	m.publish(events.ActionCreate, r)
 	return r, nil
 }
 
