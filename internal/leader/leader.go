@@ -8,11 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/skep-dev/skep/internal/cluster"
 )
+
+// pause keeps a loop that dies at once from spinning.
+const pause = time.Second
 
 // Loop is leader-only work. It ends, with nil, when its context ends, and may
 // return cluster.ErrNotLeader when it finds leadership gone first.
@@ -69,16 +73,27 @@ func (g *Group) term(ctx context.Context, loops []Loop) (leads, done bool) {
 		return false, true
 	}
 	g.Log.Info("the loops of this term have ended", "err", err)
-	if err == nil || errors.Is(err, cluster.ErrNotLeader) || leads {
+	if err == nil || leads {
 		return leads, false
 	}
-	g.Log.Error("a loop has died; leadership is given up", "err", err)
-	if err := g.StepDown(); err != nil {
-		// Nobody else can lead: begin anew here rather than not at all.
-		g.Log.Error("leadership cannot be given up", "err", err)
-		return true, false
+	if !errors.Is(err, cluster.ErrNotLeader) {
+		g.Log.Error("a loop has died; leadership is given up", "err", err)
 	}
-	return false, false
+	// Also after ErrNotLeader: a refused write does not mean that leadership was
+	// lost, and if it was not, no new term would be told.
+	if err := g.StepDown(); err == nil || errors.Is(err, cluster.ErrNotLeader) {
+		return false, false
+	}
+	// Nobody else can lead: begin anew here rather than not at all.
+	g.Log.Warn("leadership cannot be given up; the loops begin anew", "err", err)
+	select {
+	case leads = <-g.Leadership:
+		return leads, false
+	case <-time.After(pause):
+		return true, false
+	case <-ctx.Done():
+		return false, true
+	}
 }
 
 // run turns a loop that ends on its own, or panics, into an error: while
