@@ -1,7 +1,9 @@
 package cluster
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/json"
 	"reflect"
 	"slices"
 	"time"
@@ -149,22 +151,57 @@ func NewTask(svc *Service, key SlotKey, desired State, notBefore time.Time) *Tas
 	}
 }
 
-// Dirty reports whether a task of the spec of must be replaced when cur is
-// wanted: its template or the endpoint differs. n is the task's node (nil if it
-// has none): a task that differs in placement alone is kept where it still fits.
-func Dirty(cur, of *swarm.ServiceSpec, n *Node) bool {
+// SpecChange is how far two versions of a service's spec are apart.
+type SpecChange int
+
+const (
+	// SpecSame: tasks of the one are tasks of the other.
+	SpecSame SpecChange = iota
+	// SpecConstraints: only placement constraints differ; a task is kept where it still fits.
+	SpecConstraints
+	// SpecDifferent: tasks must be replaced.
+	SpecDifferent
+)
+
+// CompareSpecs says what it means for tasks of the spec of that cur is wanted
+// now: only the task template and the endpoint count. A nil spec (nobody knows
+// it any more) differs.
+func CompareSpecs(cur, of *swarm.ServiceSpec) SpecChange {
 	if cur == of {
-		return false
+		return SpecSame
 	}
 	if of == nil || !sameEndpoint(cur.EndpointSpec, of.EndpointSpec) {
-		return true
+		return SpecDifferent
 	}
-	if reflect.DeepEqual(cur.TaskTemplate, of.TaskTemplate) {
-		return false
+	if same(cur.TaskTemplate, of.TaskTemplate) {
+		return SpecSame
 	}
 	a, b := cur.TaskTemplate, of.TaskTemplate
 	a.Placement, b.Placement = placementButConstraints(a.Placement), placementButConstraints(b.Placement)
-	if n == nil || !reflect.DeepEqual(a, b) {
+	if same(a, b) {
+		return SpecConstraints
+	}
+	return SpecDifferent
+}
+
+// same compares templates as they are logged: a list that is empty and one that
+// is not there are the same.
+func same(a, b swarm.TaskSpec) bool {
+	if reflect.DeepEqual(a, b) {
+		return true
+	}
+	x, err1 := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	return err1 == nil && err2 == nil && bytes.Equal(x, y)
+}
+
+// Dirty reports whether a task on n (nil if it has no node) must be replaced
+// when cur is wanted and its own spec is c away.
+func (c SpecChange) Dirty(cur *swarm.ServiceSpec, n *Node) bool {
+	if c != SpecConstraints {
+		return c == SpecDifferent
+	}
+	if n == nil {
 		return true
 	}
 	cs, err := ParseConstraints(ConstraintsOf(cur))

@@ -66,14 +66,18 @@ type rollout struct {
 	svc    *cluster.Service
 	cfg    swarm.UpdateConfig
 	places []cluster.Place
-	memo   map[uint64]bool // by version: dirty, where the node does not matter
+	// compared is how far each version in use is from the present one.
+	compared map[uint64]cluster.SpecChange
 }
 
 func (p *planner) service(s *cluster.Service) {
 	if s.Allocated != s.SpecVersion || s.Spec.Mode.ReplicatedJob != nil || s.Spec.Mode.GlobalJob != nil {
 		return
 	}
-	r := &rollout{planner: p, svc: s, cfg: configOf(s), places: cluster.Places(p.v.TasksOf(s.ID))}
+	r := &rollout{
+		planner: p, svc: s, cfg: configOf(s), places: cluster.Places(p.v.TasksOf(s.ID)),
+		compared: map[uint64]cluster.SpecChange{},
+	}
 	dirty := r.survey()
 	switch state(s) {
 	case swarm.UpdateStatePaused, swarm.UpdateStateRollbackPaused:
@@ -165,17 +169,12 @@ func (r *rollout) dirty(t *cluster.Task) bool {
 	if t.SpecVersion == r.svc.SpecVersion {
 		return false
 	}
-	if d, ok := r.memo[t.SpecVersion]; ok && !d {
-		return false
+	c, known := r.compared[t.SpecVersion]
+	if !known {
+		c = cluster.CompareSpecs(r.svc.Spec, r.spec(t))
+		r.compared[t.SpecVersion] = c
 	}
-	d := cluster.Dirty(r.svc.Spec, r.spec(t), r.v.Node(t.NodeID))
-	if r.memo == nil {
-		r.memo = map[uint64]bool{}
-	}
-	if !d && len(cluster.ConstraintsOf(r.svc.Spec)) == 0 {
-		r.memo[t.SpecVersion] = false
-	}
-	return d
+	return c.Dirty(r.svc.Spec, r.v.Node(t.NodeID))
 }
 
 // frozen reports whether a task is to be left alone: nobody knows whether its

@@ -118,7 +118,15 @@ func (s *servicePlan) covered(t *cluster.Task, good []*cluster.Task) bool {
 }
 
 func (s *servicePlan) dirty(t *cluster.Task) bool {
-	return t.SpecVersion != s.svc.SpecVersion && cluster.Dirty(s.svc.Spec, s.spec(t), s.v.Node(t.NodeID))
+	if t.SpecVersion == s.svc.SpecVersion {
+		return false
+	}
+	c, known := s.compared[t.SpecVersion]
+	if !known {
+		c = cluster.CompareSpecs(s.svc.Spec, s.spec(t))
+		s.compared[t.SpecVersion] = c
+	}
+	return c.Dirty(s.svc.Spec, s.v.Node(t.NodeID))
 }
 
 // successor makes the task that takes over a place. It waits, prepared, for the

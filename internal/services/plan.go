@@ -57,7 +57,10 @@ func (p *planner) service(svc *cluster.Service) {
 	if mode.ReplicatedJob != nil || mode.GlobalJob != nil {
 		return // control refuses jobs as yet
 	}
-	s := &servicePlan{planner: p, svc: svc, places: cluster.Places(p.v.TasksOf(svc.ID)), changed: map[string]bool{}}
+	s := &servicePlan{
+		planner: p, svc: svc, places: cluster.Places(p.v.TasksOf(svc.ID)),
+		changed: map[string]bool{}, compared: map[uint64]cluster.SpecChange{},
+	}
 	if mode.Global != nil {
 		s.global()
 		return
@@ -76,7 +79,8 @@ type servicePlan struct {
 	places []cluster.Place
 	// changed are the tasks this pass already writes: a second write of one would
 	// be stale.
-	changed map[string]bool
+	changed  map[string]bool
+	compared map[uint64]cluster.SpecChange // by version
 }
 
 // allocated reports whether tasks of the present spec may be created.

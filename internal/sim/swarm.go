@@ -1,0 +1,292 @@
+// Package sim runs a whole control plane in one process on a fake clock: the
+// real store and the real loops, with nodes that are played. Tests start it
+// inside a testing/synctest bubble, do to it what happens to swarms, and see
+// what becomes of it; after every log entry it checks what must always hold.
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/skep-dev/skep/internal/allocate"
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/reap"
+	"github.com/skep-dev/skep/internal/rollout"
+	"github.com/skep-dev/skep/internal/schedule"
+	"github.com/skep-dev/skep/internal/services"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+// Swarm is a swarm in the simulation.
+type Swarm struct {
+	T     testing.TB
+	Store *store.Store
+	Fleet *Fleet
+	// Check is called after every log entry; by default it is Invariants.
+	Check func(store.View) error
+
+	log   chan struct{} // capacity 1: who holds it writes. Not a mutex: those freeze the fake clock
+	index uint64
+	bytes int
+	term  int // of the leader; 0: none
+	terms int
+
+	rngMu sync.Mutex // guards rng
+	rng   *rand.Rand
+
+	ctx     context.Context
+	depose  context.CancelFunc
+	deposed sync.WaitGroup
+}
+
+// New makes a swarm with an ingress network, a leader and no nodes. Everything
+// random comes from the seed. It ends with the test; call it in a bubble.
+func New(t testing.TB, seed int64) *Swarm {
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Swarm{
+		T: t, Store: store.New(), Check: Invariants, log: make(chan struct{}, 1),
+		rng: rand.New(rand.NewSource(seed)), ctx: ctx,
+	}
+	s.Fleet = newFleet(s)
+	var fleet sync.WaitGroup
+	fleet.Go(func() { s.Fleet.run(ctx) })
+	t.Cleanup(func() {
+		s.StopLeader()
+		cancel()
+		fleet.Wait()
+	})
+	s.term, s.terms = 1, 1
+	s.Must(store.PutCluster(&cluster.Cluster{ID: s.NewID(), Spec: &swarm.Spec{}}))
+	s.Must(store.CreateNetwork(&cluster.Network{ID: s.NewID(), Spec: &swarm.NetworkSpec{
+		Annotations: swarm.Annotations{Name: "ingress"}, Ingress: true,
+	}}))
+	s.StartLeader()
+	return s
+}
+
+// NewID returns an id out of the seed.
+func (s *Swarm) NewID() string {
+	b := make([]byte, 16)
+	s.rngMu.Lock()
+	s.rng.Read(b)
+	s.rngMu.Unlock()
+	return cluster.Base36(b, cluster.IDLen)
+}
+
+// Random returns a time in [0, d).
+func (s *Swarm) Random(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	s.rngMu.Lock()
+	defer s.rngMu.Unlock()
+	return time.Duration(s.rng.Int63n(int64(d)))
+}
+
+// Intn returns a number in [0, n).
+func (s *Swarm) Intn(n int) int {
+	s.rngMu.Lock()
+	defer s.rngMu.Unlock()
+	return s.rng.Intn(n)
+}
+
+// View returns the store as it is.
+func (s *Swarm) View() store.View { return s.Store.View() }
+
+// LogBytes returns how long all entries were together.
+func (s *Swarm) LogBytes() int { return s.bytes }
+
+// propose writes an entry as the leader of a term, as it would go through the
+// log: encoded, committed after a while, decoded, applied.
+func (s *Swarm) propose(ctx context.Context, term int, changes ...store.Change) error {
+	b, err := store.EncodeEntry(store.Entry{At: time.Now(), Changes: changes})
+	if err != nil {
+		return err
+	}
+	time.Sleep(time.Millisecond + s.Random(2*time.Millisecond))
+	select {
+	case s.log <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.log }()
+	if term != s.term {
+		return cluster.ErrNotLeader
+	}
+	e, err := store.DecodeEntry(b)
+	if err != nil {
+		return err
+	}
+	s.index++
+	s.bytes += len(b)
+	if err := s.Store.Apply(s.index, e); err != nil {
+		return err
+	}
+	if s.Check != nil {
+		if err := s.Check(s.View()); err != nil {
+			s.T.Errorf("entry %d: %v\n%s", s.index, err, describe(changes))
+		}
+	}
+	return nil
+}
+
+func describe(changes []store.Change) (out string) {
+	for _, c := range changes {
+		out += fmt.Sprintf("  op %d kind %d %s", c.Op, c.Kind, c.ID)
+		if c.Task != nil {
+			out += fmt.Sprintf(" task slot %d node %s desired %s version %d", c.Task.Slot, c.Task.NodeID, c.Task.Desired, c.Task.SpecVersion)
+		}
+		if c.Status != nil {
+			out += fmt.Sprintf(" status %s %s", c.Status.State, c.Status.Err)
+		}
+		out += "\n"
+	}
+	return out
+}
+
+// write is a write by anybody but the loops: they find the leader, wait for one
+// if there is none, and read again when they were late.
+func (s *Swarm) write(ctx context.Context, changes func(store.View) []store.Change) error {
+	for {
+		cs := changes(s.View())
+		if len(cs) == 0 {
+			return nil
+		}
+		err := s.propose(ctx, max(s.term, 1), cs...)
+		if !errors.Is(err, cluster.ErrNotLeader) && !errors.Is(err, cluster.ErrStale) {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Must writes changes that must be taken.
+func (s *Swarm) Must(changes ...store.Change) {
+	s.T.Helper()
+	if err := s.write(s.ctx, func(store.View) []store.Change { return changes }); err != nil {
+		s.T.Fatal(err)
+	}
+}
+
+// StartLeader begins a term: all loops start with nothing but the store.
+func (s *Swarm) StartLeader() {
+	ctx, cancel := context.WithCancel(s.ctx)
+	s.terms++
+	term := s.terms
+	s.term, s.depose = term, cancel
+	propose := func(ctx context.Context, changes ...store.Change) error { return s.propose(ctx, term, changes...) }
+	log := slog.New(slog.NewTextHandler(testWriter{s.T}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	for _, run := range []func(context.Context) error{
+		(&allocate.Loop{Store: s.Store, Propose: propose, Log: log}).Run,
+		(&services.Loop{Store: s.Store, Propose: propose, NewID: s.NewID, Log: log}).Run,
+		(&schedule.Loop{Store: s.Store, Propose: propose, Log: log}).Run,
+		(&rollout.Loop{Store: s.Store, Propose: propose, NewID: s.NewID, Log: log}).Run,
+		(&reap.Loop{Store: s.Store, Propose: propose, Log: log}).Run,
+	} {
+		s.deposed.Go(func() {
+			if err := run(ctx); err != nil && !errors.Is(err, cluster.ErrNotLeader) {
+				s.T.Errorf("a loop ended: %v", err)
+			}
+		})
+	}
+}
+
+// StopLeader ends a term: what was observed and not logged is gone.
+func (s *Swarm) StopLeader() {
+	if s.depose == nil {
+		return
+	}
+	s.term = -1
+	s.depose()
+	s.deposed.Wait()
+	s.depose = nil
+	s.Store.ForgetObserved()
+}
+
+// LoseLeader ends the term and begins the next one a second later, on a store
+// made anew from a snapshot's worth of the log. Nodes are Unknown until they
+// have found the new leader.
+func (s *Swarm) LoseLeader() {
+	s.StopLeader()
+	time.Sleep(time.Second)
+	for _, n := range s.View().Nodes() {
+		if !n.Down() {
+			s.Store.ObserveNode(n.ID, cluster.NodeStatus{State: swarm.NodeStateUnknown, Since: time.Now()})
+		}
+	}
+	s.StartLeader()
+	s.Fleet.register()
+}
+
+// Until lets time pass until cond holds, and fails the test if it does not in d.
+func (s *Swarm) Until(d time.Duration, what string, cond func(store.View) bool) {
+	s.T.Helper()
+	for end := time.Now().Add(d); ; time.Sleep(50 * time.Millisecond) {
+		synctest.Wait()
+		if cond(s.View()) {
+			return
+		}
+		if time.Now().After(end) {
+			s.T.Fatalf("not within %v: %s\n%s", d, what, s.Dump())
+		}
+	}
+}
+
+// Stays lets d pass and fails the test if cond stops to hold.
+func (s *Swarm) Stays(d time.Duration, what string, cond func(store.View) bool) {
+	s.T.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		synctest.Wait()
+		if !cond(s.View()) {
+			s.T.Fatalf("no longer so: %s\n%s", what, s.Dump())
+		}
+	}
+}
+
+// Dump says what the swarm looks like.
+func (s *Swarm) Dump() (out string) {
+	v := s.View()
+	for _, n := range v.Nodes() {
+		out += fmt.Sprintf("node %s %s %s\n", n.Description.Hostname, n.Status.State, n.Spec.Availability)
+	}
+	for _, svc := range v.Services() {
+		out += fmt.Sprintf("service %s version %d allocated %d %q", svc.Spec.Name, svc.SpecVersion, svc.Allocated, svc.AllocErr)
+		if svc.Update != nil {
+			out += fmt.Sprintf(" %s %q", svc.Update.State, svc.Update.Message)
+		}
+		out += "\n"
+		for _, t := range v.TasksOf(svc.ID) {
+			out += "  " + s.line(t) + "\n"
+		}
+	}
+	return out
+}
+
+func (s *Swarm) line(t *cluster.Task) string {
+	host := "-"
+	if n := s.View().Node(t.NodeID); n != nil {
+		host = n.Description.Hostname
+	}
+	return fmt.Sprintf("%d.%s v%d on %s: wanted %s, %s (serving %t) %q", t.Slot, t.ID[:6], t.SpecVersion, host,
+		t.Desired, t.Status.State, t.Status.Serving, t.Status.Err)
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Logf("%s", b)
+	return len(b), nil
+}
