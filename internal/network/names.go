@@ -47,11 +47,11 @@ func (m *Manager) unsure(container string) bool {
 
 // lookupIn finds a name as the holder of ep knows it in that network.
 func (m *Manager) lookupIn(ep *endpoint, name string) ([]netip.Addr, bool) {
-	if ep.Kind == driverOverlay {
-		return m.lookupSwarm(ep.NetworkID, name)
-	}
 	if len(ep.DNSNames) == 0 {
 		return nil, false // a network without names
+	}
+	if ep.Kind == driverOverlay {
+		return m.overlay.Lookup(ep.NetworkID, name)
 	}
 	for _, l := range ep.Links {
 		if ref, alias := cutLink(l); strings.EqualFold(alias, name) && !strings.EqualFold(ref, name) {
@@ -91,8 +91,11 @@ func (m *Manager) lookupAddr(container string, addr netip.Addr) (string, bool) {
 	}
 	for i := range s.Endpoints {
 		ep := &s.Endpoints[i]
+		if len(ep.DNSNames) == 0 {
+			continue
+		}
 		if ep.Kind == driverOverlay {
-			if name, ok := m.lookupSwarmAddr(ep.NetworkID, addr); ok {
+			if name, ok := m.overlay.LookupAddr(ep.NetworkID, addr); ok {
 				return name + "." + ep.NetworkName, true
 			}
 			continue

@@ -84,6 +84,7 @@ type endpoint struct {
 	Hidden bool
 	// External is set for a place in a swarm network that has a way out.
 	External bool
+	Ingress  bool // a place in the ingress network, which has no names
 }
 
 // gateway returns the endpoint that carries the default route, or nil.

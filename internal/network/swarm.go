@@ -47,14 +47,6 @@ func (m *Manager) detachSwarm(ctx context.Context, s *sandbox, ep *endpoint) err
 	return m.overlay.Detach(ctx, ep.NetworkID, s.ContainerID)
 }
 
-func (m *Manager) lookupSwarm(networkID, name string) ([]netip.Addr, bool) {
-	return m.overlay.Lookup(networkID, name)
-}
-
-func (m *Manager) lookupSwarmAddr(networkID string, a netip.Addr) (string, bool) {
-	return m.overlay.LookupAddr(networkID, a)
-}
-
 func (m *Manager) swarmNetworks() []overlay.Network { return m.overlay.Networks() }
 
 // swarmNetwork returns a swarm network by id, name or unique prefix of its id,
@@ -85,10 +77,14 @@ func placeInSwarm(s *sandbox, n *overlay.Network, er EndpointRequest) (*endpoint
 		return nil, cluster.Invalidf("network %s: %s is no address that the swarm gave", n.Name, er.Addr)
 	}
 	mac := cluster.MAC(er.Addr)
-	return &endpoint{Kind: driverOverlay, IfName: s.nextIf(), Links: er.Links, Priority: er.GwPriority, External: !n.Internal,
+	ep := &endpoint{Kind: driverOverlay, IfName: s.nextIf(), Links: er.Links, Priority: er.GwPriority,
+		External: !n.Internal, Ingress: n.Ingress,
 		Endpoint: Endpoint{NetworkID: n.ID, NetworkName: n.Name, EndpointID: newID(), Aliases: er.Aliases,
-			Addr: netip.PrefixFrom(er.Addr, n.Subnet.Bits()), MAC: net.HardwareAddr(mac[:]).String(),
-			DNSNames: dnsNames(s, er.Aliases)}}, nil
+			Addr: netip.PrefixFrom(er.Addr, n.Subnet.Bits()), MAC: net.HardwareAddr(mac[:]).String()}}
+	if !ep.Ingress {
+		ep.DNSNames = dnsNames(s, er.Aliases)
+	}
+	return ep, nil
 }
 
 // inOrder returns wishes in the order of the interfaces: the ingress network is
