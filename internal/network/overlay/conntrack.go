@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,19 +23,10 @@ func (match udpFlow) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	return ok1 && ok2 && match(to, from, f.Forward.DstPort)
 }
 
-func (match udpFlow) delete(ns netns.NsHandle) error {
-	h, err := netlink.NewHandleAt(ns, netlinkNetfilter)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	_, err = h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, match)
-	return err
-}
-
 // staleVIPFlows matches flows to a virtual address that go to none of its back
-// ends; nil if the change from was to now cannot have left any.
-func staleVIPFlows(was, now *taskRules) udpFlow {
+// ends, and tells the addresses; nil if the change from was to now cannot have
+// left any.
+func staleVIPFlows(was, now *taskRules) (udpFlow, map[netip.Addr][]netip.Addr) {
 	may := map[netip.Addr][]netip.Addr{}
 	for id, t := range now.vips {
 		if was != nil && was.vips[id] != nil && subset(was.vips[id].backends, t.backends) && was.vips[id].svc.VIP == t.svc.VIP {
@@ -52,12 +42,12 @@ func staleVIPFlows(was, now *taskRules) udpFlow {
 		}
 	}
 	if len(may) == 0 {
-		return nil
+		return nil, nil
 	}
 	return func(to, from netip.Addr, _ uint16) bool {
 		backends, ours := may[to]
 		return ours && !slices.Contains(backends, from)
-	}
+	}, may
 }
 
 // staleMeshFlows matches flows to published ports that go to none of the ports'

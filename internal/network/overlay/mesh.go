@@ -72,7 +72,7 @@ func (m *meshState) sameBase(w *meshState) bool {
 }
 
 func (o *Overlay) changeMesh(was, want *meshState) error {
-	b, err := newBatch(o.ns)
+	b, err := o.hostBatch()
 	if err != nil {
 		return err
 	}
@@ -85,13 +85,31 @@ func (o *Overlay) changeMesh(was, want *meshState) error {
 		b.changeGone(goneSet(t), was.gone, want.gone)
 	}
 	if err := b.commit(); err != nil {
+		o.hangUp()
 		return err
 	}
 	o.mesh = want
 	if stale := staleMeshFlows(was, want); stale != nil {
-		return stale.delete(o.ns)
+		return o.wire.forget(stale)
 	}
 	return nil
+}
+
+// hostBatch begins a transaction in the host's namespace.
+func (o *Overlay) hostBatch() (*batch, error) {
+	if o.wire == nil {
+		w, err := dial(o.ns)
+		if err != nil {
+			return nil, err
+		}
+		o.wire = w
+	}
+	return o.wire.batch(), nil
+}
+
+func (o *Overlay) hangUp() {
+	o.wire.close()
+	o.wire = nil
 }
 
 // removeMesh takes the mesh away, an earlier process's too.
@@ -99,12 +117,13 @@ func (o *Overlay) removeMesh() error {
 	if o.meshless || !o.told {
 		return nil
 	}
-	b, err := newBatch(o.ns)
+	b, err := o.hostBatch()
 	if err != nil {
 		return err
 	}
 	b.dropTable(nftables.TableFamilyIPv4, meshTable)
 	if err := b.commit(); err != nil {
+		o.hangUp()
 		return fmt.Errorf("routing mesh: %w", err)
 	}
 	o.mesh, o.meshless = nil, true

@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	mdnetlink "github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -44,6 +45,68 @@ const (
 	netdevFirst = 0
 )
 
+// wire talks to one namespace's netfilter. It is kept as long as the namespace
+// is ours: closing such a socket makes the kernel wait until what it deleted
+// can be freed, some 10 ms.
+type wire struct {
+	nft *nftables.Conn
+	ct  *netlink.Handle // for connection tracking; nil until needed
+	ns  netns.NsHandle
+}
+
+// netlinkBuffer holds the largest transaction and the kernel's answers to it.
+const netlinkBuffer = 16 << 20
+
+func dial(ns netns.NsHandle) (*wire, error) {
+	own, err := unix.FcntlInt(uintptr(ns), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	buffers := func(c *mdnetlink.Conn) error {
+		if err := c.SetWriteBuffer(netlinkBuffer); err != nil {
+			return err
+		}
+		return c.SetReadBuffer(netlinkBuffer)
+	}
+	c, err := nftables.New(nftables.WithNetNSFd(own), nftables.AsLasting(), nftables.WithSockOptions(buffers))
+	if err != nil {
+		_ = unix.Close(own)
+		return nil, err
+	}
+	return &wire{nft: c, ns: netns.NsHandle(own)}, nil
+}
+
+func (w *wire) close() {
+	if w == nil {
+		return
+	}
+	_ = w.nft.CloseLasting()
+	if w.ct != nil {
+		w.ct.Close()
+	}
+	_ = w.ns.Close()
+}
+
+// forget deletes flows of the namespace.
+func (w *wire) forget(stale udpFlow) error {
+	if w.ct == nil {
+		h, err := netlink.NewHandleAt(w.ns, netlinkNetfilter)
+		if err != nil {
+			return err
+		}
+		w.ct = h
+	}
+	_, err := w.ct.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, stale)
+	return err
+}
+
+// stands says whether a chain of ours still has rules.
+func (w *wire) stands(table, chain string) bool {
+	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: table}
+	rules, err := w.nft.GetRules(t, &nftables.Chain{Table: t, Name: chain})
+	return err == nil && len(rules) > 0
+}
+
 // batch is one nftables transaction in one namespace: all of it happens at
 // once, or nothing.
 type batch struct {
@@ -52,22 +115,10 @@ type batch struct {
 	err  error
 }
 
-// netlinkBuffer holds the largest transaction and the kernel's answers to it.
-const netlinkBuffer = 16 << 20
+func (w *wire) batch() *batch { return &batch{Conn: w.nft} }
 
-func newBatch(ns netns.NsHandle) (*batch, error) {
-	c, err := nftables.New(nftables.WithNetNSFd(int(ns)), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-		if err := c.SetWriteBuffer(netlinkBuffer); err != nil {
-			return err
-		}
-		return c.SetReadBuffer(netlinkBuffer)
-	}))
-	if err != nil {
-		return nil, err
-	}
-	return &batch{Conn: c}, nil
-}
-
+// commit sends the transaction. After an error the wire is to be closed: there
+// may be answers in it that nobody has read.
 func (b *batch) commit() error {
 	if b.err != nil {
 		return b.err
@@ -271,14 +322,3 @@ func (p port) key() []byte {
 }
 
 func (p port) String() string { return fmt.Sprintf("%s-%d", protocolName(p.proto), p.number) }
-
-// rulesStand says whether a chain of ours still has rules.
-func rulesStand(ns netns.NsHandle, table, chain string) bool {
-	c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
-	if err != nil {
-		return false
-	}
-	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: table}
-	rules, err := c.GetRules(t, &nftables.Chain{Table: t, Name: chain})
-	return err == nil && len(rules) > 0
-}

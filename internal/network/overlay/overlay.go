@@ -14,9 +14,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,6 +63,7 @@ type Overlay struct {
 	mesh     *meshState // what the kernel has; nil: not known
 	meshless bool       // it is known to have none
 	ports    *portHolder
+	wire     *wire // to the host's netfilter; nil: not open
 
 	mu        sync.Mutex // guards the following; never held across I/O
 	model     model
@@ -75,7 +78,7 @@ func New(cfg Config) (*Overlay, error) {
 	if err != nil {
 		return nil, err
 	}
-	nl, err := netlink.NewHandleAt(ns, netlinkRoute, netlinkNetfilter)
+	nl, err := netlink.NewHandleAt(ns, netlinkRoute)
 	if err != nil {
 		_ = ns.Close()
 		return nil, err
@@ -111,6 +114,15 @@ func (o *Overlay) Close() error {
 	o.turn <- struct{}{}
 	defer func() { <-o.turn }()
 	o.ports.releaseAll()
+	o.mu.Lock()
+	sandboxes := slices.Collect(maps.Values(o.sandboxes))
+	o.mu.Unlock()
+	for _, sb := range sandboxes {
+		sb.turn <- struct{}{}
+		sb.hangUp()
+		<-sb.turn
+	}
+	o.hangUp()
 	o.nl.Close()
 	return o.ns.Close()
 }
@@ -272,7 +284,7 @@ func (o *Overlay) Repair(ctx context.Context, deep bool) error {
 			o.dirty[id] = true
 		}
 	}
-	if o.mesh != nil && !rulesStand(o.ns, meshTable, "pre") {
+	if o.mesh != nil && (o.wire == nil || !o.wire.stands(meshTable, "pre")) {
 		o.log.Warn("routing mesh rules are gone, making them again")
 		o.mesh = nil
 	}

@@ -22,11 +22,17 @@ type sandbox struct {
 	id   nsID
 	turn chan struct{}          // held by whoever changes the namespace's rules
 	att  map[string]*attachment // by network; guarded by Overlay.mu
-	have *taskRules             // what the kernel has; nil: not known; belongs to the holder of turn
+	// These two belong to the holder of turn.
+	have *taskRules // what the kernel has; nil: not known
+	wire *wire      // nil: not open
+	// tracked: the rules stood before the first packet, so the set of UDP's
+	// destinations is whole.
+	tracked bool
 }
 
 // taskRules is what the tables in a task's namespace consist of.
 type taskRules struct {
+	subnets []netip.Prefix     // of the networks, sorted
 	vips    map[string]*target // by network/service
 	gone    map[netip.Addr]bool
 	ingress ingressRules
@@ -81,12 +87,14 @@ func (o *Overlay) wantedRules(sb *sandbox) (*taskRules, bool) {
 			}
 			continue
 		}
+		w.subnets = append(w.subnets, v.net.Subnet)
 		for service, t := range v.targets {
 			if t.svc.VIP.Is4() {
 				w.vips[id+"/"+service] = t
 			}
 		}
 	}
+	slices.SortFunc(w.subnets, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	return w, true
 }
 
@@ -103,37 +111,76 @@ func (o *Overlay) syncSandbox(ctx context.Context, sb *sandbox) error {
 	if !known || sb.have != nil && sb.have.same(want) {
 		return nil
 	}
-	ns, id, err := openNS(sb.path)
-	defer func() { closeNS(ns) }()
-	if ignoreMissing(err) != nil {
+	if err := sb.change(want); err != nil {
+		sb.hangUp()
 		return fmt.Errorf("namespace %s: %w", sb.path, err)
 	}
-	if err != nil || id != sb.id {
-		return nil
-	}
-	b, err := newBatch(ns)
-	if err != nil {
+	return nil
+}
+
+func (sb *sandbox) change(want *taskRules) error {
+	there, err := sb.dial()
+	if err != nil || !there {
 		return err
 	}
 	was := sb.have
-	sb.have = nil
+	b := sb.wire.batch()
 	if was == nil {
 		b.installTask(want)
 	} else {
 		b.changeTask(was, want)
 	}
 	if err := b.commit(); err != nil {
-		return fmt.Errorf("namespace %s: %w", sb.path, err)
+		return err
 	}
 	sb.have = want
-	if stale := staleVIPFlows(was, want); stale != nil {
-		return stale.delete(ns)
+	stale, of := staleVIPFlows(was, want)
+	if stale == nil || sb.tracked && !sb.wire.anyUDP(of) {
+		return nil
 	}
-	return nil
+	return sb.wire.forget(stale)
+}
+
+// anyUDP says whether UDP was ever sent to one of the addresses. Finding flows
+// makes the kernel walk a table that is the whole machine's, some milliseconds;
+// most services never see UDP.
+func (w *wire) anyUDP(of map[netip.Addr][]netip.Addr) bool {
+	seen, err := w.nft.GetSetElements(udpSet(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: taskTable}))
+	if err != nil {
+		return true
+	}
+	for _, e := range seen {
+		if a, ok := netip.AddrFromSlice(e.Key); ok {
+			if _, ours := of[a]; ours {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// dial opens the wire to the namespace; false if that has ended.
+func (sb *sandbox) dial() (bool, error) {
+	if sb.wire != nil {
+		return true, nil
+	}
+	ns, id, err := openNS(sb.path)
+	defer func() { closeNS(ns) }()
+	if err != nil || id != sb.id {
+		return false, ignoreMissing(err)
+	}
+	sb.wire, err = dial(ns)
+	return err == nil, err
+}
+
+// hangUp forgets what is known of the namespace's rules.
+func (sb *sandbox) hangUp() {
+	sb.wire.close()
+	sb.wire, sb.have, sb.tracked = nil, nil, false
 }
 
 func (r *taskRules) same(w *taskRules) bool {
-	return r.ingress == w.ingress && mapsEqual(r.vips, w.vips) && mapsEqual(r.gone, w.gone)
+	return r.ingress == w.ingress && slices.Equal(r.subnets, w.subnets) && mapsEqual(r.vips, w.vips) && mapsEqual(r.gone, w.gone)
 }
 
 func mapsEqual[K, V comparable](a, b map[K]V) bool {
@@ -156,17 +203,37 @@ func goneSet(t *nftables.Table) *nftables.Set {
 	return &nftables.Set{Table: t, Name: "gone", KeyType: nftables.TypeIPAddr}
 }
 
+// udpSet holds where UDP has gone, as far as it is in one of the networks.
+func udpSet(t *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: t, Name: "udp", Dynamic: true, Size: 1 << 16, KeyType: nftables.TypeIPAddr}
+}
+
+// steer fills the chain that new connections go through.
+func (b *batch) steer(c *nftables.Chain, vips, udp *nftables.Set, subnets []netip.Prefix) {
+	for _, p := range subnets {
+		mask := ipNet(p.Masked()).Mask
+		b.rule(c, l4proto(unix.IPPROTO_UDP), []expr.Any{
+			ipField(16, 1),
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+			cmpEq(p.Masked().Addr().AsSlice()),
+			ipField(16, 1),
+			&expr.Dynset{SrcRegKey: 1, SetID: udp.ID, SetName: udp.Name, Operation: unix.NFT_DYNSET_OP_ADD},
+		})
+	}
+	b.rule(c, destIn(vips))
+}
+
 // installTask puts the whole of a namespace's rules in the place of what was.
 func (b *batch) installTask(w *taskRules) {
 	t := b.freshTable(nftables.TableFamilyIPv4, taskTable)
-	vips, gone := vipMap(t), goneSet(t)
+	vips, udp, gone := vipMap(t), udpSet(t), goneSet(t)
 	b.set(vips, nil)
+	b.set(udp, nil)
 	b.set(gone, nil)
-	b.rule(b.base(t, "vip-out", nftables.ChainTypeNAT, nftables.ChainHookOutput, prioDNAT), destIn(vips))
+	b.steer(b.base(t, "vip-out", nftables.ChainTypeNAT, nftables.ChainHookOutput, prioDNAT), vips, udp, w.subnets)
 	b.refuse(b.base(t, "gone-out", nftables.ChainTypeFilter, nftables.ChainHookOutput, prioFilter), destIn(gone), icmpHost)
-	vips.ID, gone.ID = 0, 0
 	b.changeVIPs(t, &taskRules{}, w)
-	b.changeGone(gone, nil, w.gone)
+	b.changeGone(goneSet(t), nil, w.gone)
 	b.dropTable(nftables.TableFamilyNetdev, taskTable)
 	if w.ingress.ifName != "" {
 		b.installIngress(t, w.ingress)
@@ -175,11 +242,18 @@ func (b *batch) installTask(w *taskRules) {
 
 // changeTask turns one set of rules into another by what differs.
 func (b *batch) changeTask(was, w *taskRules) {
-	if was.ingress != w.ingress {
-		b.installTask(w)
-		return
-	}
 	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: taskTable}
+	if was.ingress != w.ingress {
+		b.removeIngress(t, was.ingress)
+		if w.ingress.ifName != "" {
+			b.installIngress(t, w.ingress)
+		}
+	}
+	if !slices.Equal(was.subnets, w.subnets) {
+		c := &nftables.Chain{Table: t, Name: "vip-out"}
+		b.FlushChain(c)
+		b.steer(c, vipMap(t), udpSet(t), w.subnets)
+	}
 	b.changeVIPs(t, was, w)
 	b.changeGone(goneSet(t), was.gone, w.gone)
 }
@@ -252,7 +326,7 @@ func (b *batch) installIngress(t *nftables.Table, in ingressRules) {
 			&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, cmpNeq(zero),
 			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
 		})
-	if in.gateway.IfName != "" && in.gateway.Addr.Is4() {
+	if in.leaves() {
 		b.rule(b.base(t, "ingress-post", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, prioSNAT),
 			oif(in.gateway.IfName), source(in.addr), snat(in.gateway.Addr))
 	}
@@ -267,6 +341,25 @@ func (b *batch) installIngress(t *nftables.Table, in ingressRules) {
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, cmpNeq(binaryutil.NativeEndian.PutUint32(0)),
 		&expr.Payload{OperationType: expr.PayloadWrite, Base: expr.PayloadBaseLLHeader, Offset: macLow, Len: 4, SourceRegister: 1},
 	})
+}
+
+// leaves says whether the task has a way out whose packets need its address.
+func (in ingressRules) leaves() bool { return in.gateway.IfName != "" && in.gateway.Addr.Is4() }
+
+func (b *batch) removeIngress(t *nftables.Table, in ingressRules) {
+	if in.ifName == "" {
+		return
+	}
+	chains := []string{"ingress-in", "ingress-out"}
+	if in.leaves() {
+		chains = append(chains, "ingress-post")
+	}
+	for _, name := range chains {
+		c := &nftables.Chain{Table: t, Name: name}
+		b.FlushChain(c)
+		b.DelChain(c)
+	}
+	b.dropTable(nftables.TableFamilyNetdev, taskTable)
 }
 
 // clearSandbox removes our tables from a namespace that is in no network any
@@ -284,31 +377,31 @@ func (o *Overlay) clearSandbox(ctx context.Context, sb *sandbox) error {
 	if used {
 		return nil
 	}
-	sb.have = nil
-	if err := dropTaskTables(sb); err != nil {
+	if err := sb.dropTables(); err != nil {
 		return fmt.Errorf("namespace %s: %w", sb.path, err)
 	}
+	o.forgetSandbox(sb)
+	return nil
+}
+
+func (sb *sandbox) dropTables() error {
+	defer sb.hangUp()
+	there, err := sb.dial()
+	if err != nil || !there {
+		return err
+	}
+	b := sb.wire.batch()
+	b.dropTable(nftables.TableFamilyIPv4, taskTable)
+	b.dropTable(nftables.TableFamilyNetdev, taskTable)
+	return b.commit()
+}
+
+func (o *Overlay) forgetSandbox(sb *sandbox) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(sb.att) == 0 && o.sandboxes[sb.path] == sb {
 		delete(o.sandboxes, sb.path)
 	}
-	return nil
-}
-
-func dropTaskTables(sb *sandbox) error {
-	ns, id, err := openNS(sb.path)
-	defer func() { closeNS(ns) }()
-	if err != nil || id != sb.id {
-		return ignoreMissing(err)
-	}
-	b, err := newBatch(ns)
-	if err != nil {
-		return err
-	}
-	b.dropTable(nftables.TableFamilyIPv4, taskTable)
-	b.dropTable(nftables.TableFamilyNetdev, taskTable)
-	return b.commit()
 }
 
 // checkSandboxes forgets what it knew of namespaces whose rules were flushed,
@@ -336,6 +429,8 @@ func (o *Overlay) checkSandboxes(ctx context.Context) {
 	}
 }
 
+// sandboxStands looks at the rules in a namespace. One that ended without a
+// word is let go: our wire would keep it alive.
 func (o *Overlay) sandboxStands(ctx context.Context, sb *sandbox) bool {
 	select {
 	case sb.turn <- struct{}{}:
@@ -343,15 +438,16 @@ func (o *Overlay) sandboxStands(ctx context.Context, sb *sandbox) bool {
 		return true
 	}
 	defer func() { <-sb.turn }()
-	if sb.have == nil {
-		return true // nothing promised yet
-	}
 	ns, id, err := openNS(sb.path)
-	defer func() { closeNS(ns) }()
-	if err != nil || id != sb.id || rulesStand(ns, taskTable, "vip-out") {
+	closeNS(ns)
+	if err != nil || id != sb.id {
+		sb.hangUp()
 		return true
 	}
-	sb.have = nil
+	if sb.have == nil || sb.wire == nil || sb.wire.stands(taskTable, "vip-out") {
+		return true
+	}
+	sb.hangUp()
 	return false
 }
 
