@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/engine"
@@ -273,8 +272,6 @@ func (s *Server) containerRemove(w http.ResponseWriter, r *http.Request) error {
 	}))
 }
 
-// containerPrune removes the containers that ended and pass the filters. One
-// that is started or removed by another at the same time is passed over.
 func (s *Server) containerPrune(w http.ResponseWriter, r *http.Request) error {
 	filters, err := filterParam(r.URL.Query())
 	if err != nil {
@@ -283,36 +280,10 @@ func (s *Server) containerPrune(w http.ResponseWriter, r *http.Request) error {
 	if err := checkFilters(filters, "label", "label!", "until"); err != nil {
 		return err
 	}
-	keep, err := pruneFilter(filters)
+	report, err := s.Containers.Prune(r.Context(), filters)
 	if err != nil {
 		return err
 	}
-	list, err := s.Containers.List(r.Context(), engine.ListOptions{All: true, Size: true})
-	if err != nil {
-		return err
-	}
-	report := container.PruneReport{}
-	for _, c := range list {
-		switch c.State {
-		case container.StateRunning, container.StatePaused, container.StateRestarting, container.StateRemoving:
-			continue
-		}
-		if !keep(c.Labels, c.Created) {
-			continue
-		}
-		err := s.Containers.Remove(r.Context(), c.ID, engine.RemoveOptions{})
-		switch {
-		case errdefs.IsConflict(err), errdefs.IsNotFound(err):
-			continue
-		case err != nil:
-			return err
-		}
-		report.ContainersDeleted = append(report.ContainersDeleted, c.ID)
-		report.SpaceReclaimed += uint64(max(c.SizeRw, 0))
-	}
-	s.Containers.Publish(events.ContainerEventType, events.ActionPrune, events.Actor{
-		Attributes: map[string]string{"reclaimed": strconv.FormatUint(report.SpaceReclaimed, 10)},
-	})
 	return writeJSON(w, http.StatusOK, report)
 }
 

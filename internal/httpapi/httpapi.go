@@ -85,13 +85,22 @@ func (s *Server) Handler() http.Handler {
 	})
 }
 
-// Serve answers on l until ctx ends, then gives requests under way a moment to
-// finish and closes what is left (streams that follow, attached terminals).
+// The times an orderly end takes: requests may finish, then those that follow
+// something are told to end, then what is left is cut.
+const (
+	finishTime = 300 * time.Millisecond
+	cutTime    = 2 * time.Second
+)
+
+// Serve answers on l until ctx ends, and returns nil when it then ended in order.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	requests, endRequests := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRequests()
 	srv := &http.Server{
 		Handler:           s.Handler(),
+		BaseContext:       func(net.Listener) context.Context { return requests },
 		ReadHeaderTimeout: time.Minute,
-		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
@@ -100,7 +109,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return err
 	case <-ctx.Done():
 	}
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	follow := time.AfterFunc(finishTime, endRequests)
+	defer follow.Stop()
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), cutTime)
 	defer cancel()
 	if err := srv.Shutdown(grace); err != nil {
 		srv.Close()

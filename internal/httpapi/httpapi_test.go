@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -107,6 +109,27 @@ func TestStatusOfErrorKinds(t *testing.T) {
 		if got := status(fmt.Errorf("service %q: %w", "web", err)); got != want {
 			t.Errorf("%v: got %d, want %d", err, got, want)
 		}
+	}
+}
+
+func TestServeEndsInOrderWithAFollowerOn(t *testing.T) {
+	e := &fakeEngine{waits: make(chan engine.WaitResult)} // never ends
+	s := &Server{Containers: e, Log: slog.New(slog.DiscardHandler)}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ctx, l) }()
+	resp, err := http.Post("http://"+l.Addr().String()+"/containers/box/wait", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

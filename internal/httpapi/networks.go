@@ -8,11 +8,9 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
 	"github.com/skep-dev/skep/internal/cluster"
-	networks "github.com/skep-dev/skep/internal/network"
 )
 
 func (s *Server) networkRoutes() []route {
@@ -282,15 +280,7 @@ func (s *Server) networkConnect(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &req); err != nil {
 		return err
 	}
-	if nc, ok := s.Containers.(networkConnector); ok {
-		return nc.ConnectNetwork(r.Context(), req.Container, r.PathValue("id"), req.EndpointConfig)
-	}
-	c, err := s.runningContainer(r.Context(), req.Container)
-	if err != nil {
-		return err
-	}
-	_, err = s.Networks.Connect(r.Context(), c.ID, endpointRequest(r.PathValue("id"), req.EndpointConfig))
-	return err
+	return s.Containers.ConnectNetwork(r.Context(), req.Container, r.PathValue("id"), req.EndpointConfig)
 }
 
 func (s *Server) networkDisconnect(w http.ResponseWriter, r *http.Request) error {
@@ -298,41 +288,7 @@ func (s *Server) networkDisconnect(w http.ResponseWriter, r *http.Request) error
 	if err := readJSON(r, &req); err != nil {
 		return err
 	}
-	if nc, ok := s.Containers.(networkConnector); ok {
-		return nc.DisconnectNetwork(r.Context(), req.Container, r.PathValue("id"), req.Force)
-	}
-	c, err := s.Containers.Inspect(r.Context(), req.Container, false)
-	if err != nil {
-		return err
-	}
-	return s.Networks.Disconnect(r.Context(), c.ID, r.PathValue("id"), req.Force)
-}
-
-func (s *Server) runningContainer(ctx context.Context, ref string) (container.InspectResponse, error) {
-	c, err := s.Containers.Inspect(ctx, ref, false)
-	if err != nil {
-		return c, err
-	}
-	if c.State == nil || !c.State.Running {
-		return c, cluster.NotImplementedf("connecting a container that does not run to a network is not implemented: name its networks when it is created")
-	}
-	return c, nil
-}
-
-// endpointRequest turns the API's endpoint settings into the network room's wish.
-func endpointRequest(ref string, cfg *network.EndpointSettings) networks.EndpointRequest {
-	req := networks.EndpointRequest{Network: ref}
-	if cfg == nil {
-		return req
-	}
-	req.Aliases, req.Links, req.Opts = cfg.Aliases, cfg.Links, cfg.DriverOpts
-	if len(cfg.MacAddress) > 0 {
-		req.MAC = cfg.MacAddress.String()
-	}
-	if cfg.IPAMConfig != nil && cfg.IPAMConfig.IPv4Address != (netip.Addr{}) {
-		req.Addr = cfg.IPAMConfig.IPv4Address
-	}
-	return req
+	return s.Containers.DisconnectNetwork(r.Context(), req.Container, r.PathValue("id"), req.Force)
 }
 
 // networkPrune removes the user's networks that nobody uses.

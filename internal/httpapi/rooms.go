@@ -15,7 +15,6 @@ import (
 
 	"github.com/skep-dev/skep/internal/engine"
 	imagestore "github.com/skep-dev/skep/internal/image"
-	networks "github.com/skep-dev/skep/internal/network"
 )
 
 // The rooms of one host, as the API needs them: *engine.Engine, *image.Store,
@@ -33,6 +32,7 @@ type Containers interface {
 	Pause(ctx context.Context, ref string) error
 	Unpause(ctx context.Context, ref string) error
 	Remove(ctx context.Context, ref string, opts engine.RemoveOptions) error
+	Prune(ctx context.Context, filters map[string]map[string]bool) (container.PruneReport, error)
 	Rename(ctx context.Context, ref, name string) error
 	Resize(ctx context.Context, ref string, height, width uint32) error
 	Wait(ctx context.Context, ref string, cond container.WaitCondition) (<-chan engine.WaitResult, error)
@@ -46,6 +46,8 @@ type Containers interface {
 	ExecStart(ctx context.Context, id string, detach bool, size *[2]uint, streams engine.Streams, ready func()) error
 	ExecResize(ctx context.Context, id string, height, width uint32) error
 	ExecInspect(ctx context.Context, id string) (container.ExecInspectResponse, error)
+	ConnectNetwork(ctx context.Context, ref, network string, cfg *network.EndpointSettings) error
+	DisconnectNetwork(ctx context.Context, ref, network string, force bool) error
 	Events(ctx context.Context, since, until time.Time, filters map[string]map[string]bool, yield func(events.Message) error) error
 	Publish(typ events.Type, action events.Action, actor events.Actor)
 }
@@ -81,18 +83,15 @@ type Networks interface {
 	Remove(ctx context.Context, ref string) error
 	List(ctx context.Context) ([]network.Inspect, error)
 	Inspect(ctx context.Context, ref string) (network.Inspect, error)
-	Connect(ctx context.Context, containerID string, ep networks.EndpointRequest) (*networks.Endpoint, error)
-	Disconnect(ctx context.Context, containerID, network string, force bool) error
+}
+
+// loginChecker is what an image store has that can ask a registry whether it
+// takes credentials; it returns the status to show.
+type loginChecker interface {
+	Login(ctx context.Context, auth registry.AuthConfig) (status string, err error)
 }
 
 // updater is what an engine has that can change a container's resources.
 type updater interface {
 	Update(ctx context.Context, ref string, cfg container.UpdateConfig) (container.UpdateResponse, error)
-}
-
-// networkConnector is what an engine has that changes the networks of a
-// container, running or not, and remembers it.
-type networkConnector interface {
-	ConnectNetwork(ctx context.Context, ref, network string, cfg *network.EndpointSettings) error
-	DisconnectNetwork(ctx context.Context, ref, network string, force bool) error
 }

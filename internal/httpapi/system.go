@@ -221,14 +221,21 @@ func openFiles() int {
 	return len(names)
 }
 
-// auth answers docker login. The credentials are only checked for form: which
-// registry accepts them shows at the first pull.
+// auth answers docker login: whether the registry takes the credentials.
 func (s *Server) auth(w http.ResponseWriter, r *http.Request) error {
 	var cfg registry.AuthConfig
 	if err := readJSON(r, &cfg); err != nil {
 		return err
 	}
-	return cluster.NotImplementedf("checking credentials with a registry is not implemented: store them with a credential helper or in config.json")
+	c, ok := s.Images.(loginChecker)
+	if !ok {
+		return cluster.NotImplementedf("checking credentials with a registry (docker login) is not implemented")
+	}
+	st, err := c.Login(r.Context(), cfg)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, registry.AuthResponse{Status: st})
 }
 
 // diskUsage answers system df in the shape of the client's version: totals for
