@@ -44,6 +44,7 @@ type Attach struct {
 	NetworkID   string
 	ContainerID string
 	Wanted      netip.Addr // the address the user asked for, or zero
+	Names       []string   // the names it answers to in the network
 }
 
 // Attachment is a task's place in one network.

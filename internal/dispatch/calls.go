@@ -246,14 +246,13 @@ func (s *Server) attach(ctx context.Context, in *AttachRequest) (*AttachReply, e
 		return nil, cluster.NotFoundf("network %s not found", in.Network)
 	case !n.Spec.Attachable:
 		return nil, cluster.Deniedf("network %s not manually attachable", in.Network)
-	case len(in.ContainerID) > 128 || len(in.Aliases) > 256:
+	case len(in.ContainerID) > 128 || len(in.Names) > 256:
 		return nil, cluster.Invalidf("the attachment's description is too long")
 	}
 	t := &cluster.Task{
 		ID: cluster.NewID(), NodeID: who.NodeID, Desired: cluster.StateRunning,
-		Networks: []cluster.Attachment{{NetworkID: n.ID, Aliases: in.Aliases}},
-		Attach:   &cluster.Attach{NetworkID: n.ID, ContainerID: in.ContainerID, Wanted: in.Addr},
-		Status:   cluster.Status{State: cluster.StateNew, At: time.Now(), Message: "created"},
+		Attach: &cluster.Attach{NetworkID: n.ID, ContainerID: in.ContainerID, Wanted: in.Addr, Names: in.Names},
+		Status: cluster.Status{State: cluster.StateNew, At: time.Now(), Message: "created"},
 	}
 	if err := s.Propose.Propose(ctx, store.CreateTask(t)); err != nil {
 		return nil, err

@@ -554,9 +554,9 @@ func TestAttach(t *testing.T) {
 			defer stop()
 			for {
 				for _, task := range w.store.View().Tasks() {
-					if task.Attach != nil && !task.Networks[0].Addr.IsValid() {
+					if task.Attach != nil && len(task.Networks) == 0 {
 						next := *task
-						next.Networks = []cluster.Attachment{{NetworkID: "net", Addr: netip.MustParseAddr("10.0.1.77"), Aliases: task.Networks[0].Aliases}}
+						next.Networks = []cluster.Attachment{{NetworkID: "net", Addr: netip.MustParseAddr("10.0.1.77")}}
 						if err := w.Propose(ctx, store.UpdateTask(&next)); err != nil {
 							return err
 						}
@@ -569,7 +569,7 @@ func TestAttach(t *testing.T) {
 				}
 			}
 		})
-		rep, err := n1.client.Attach(t.Context(), AttachRequest{Network: "net", ContainerID: "c1", Aliases: []string{"box"}})
+		rep, err := n1.client.Attach(t.Context(), AttachRequest{Network: "net", ContainerID: "c1", Names: []string{"box"}})
 		if err != nil || rep.Addr.String() != "10.0.1.77" || rep.NetworkID != "net" {
 			t.Fatalf("%+v, %v", rep, err)
 		}

@@ -175,6 +175,9 @@ func (w *planning) endpoint(set *itemSet, n *cluster.Network, t *cluster.Task) {
 			e.Names = append(e.Names, name)
 		}
 		e.Names = append(e.Names, at.Aliases...)
+		if t.Attach != nil {
+			e.Names = append(e.Names, t.Attach.Names...)
+		}
 		return e
 	}))
 }

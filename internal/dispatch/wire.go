@@ -129,8 +129,8 @@ type leaveRequest struct{}
 type AttachRequest struct {
 	Network     string // name or id
 	ContainerID string
-	Addr        netip.Addr
-	Aliases     []string
+	Addr        netip.Addr // the one asked for, or zero
+	Names       []string   // it is to answer to
 }
 
 // AttachReply says where the container is.
