@@ -163,7 +163,7 @@ func (r *netRecord) readIPAM(ipam *network.IPAM) error {
 			}
 			continue
 		}
-		r.Subnet = r.Subnet.Masked()
+		r.Subnet, r.Configured = r.Subnet.Masked(), true
 		if c.IPRange.IsValid() && (!r.Subnet.Overlaps(c.IPRange) || c.IPRange.Bits() < r.Subnet.Bits()) {
 			return cluster.Invalidf("no matching subnet for range %s", c.IPRange)
 		}

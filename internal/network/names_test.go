@@ -167,7 +167,7 @@ func TestNames(t *testing.T) {
 func TestConnect(t *testing.T) {
 	h := newTestHost(t)
 	ctx := context.Background()
-	h.network(network.CreateRequest{Name: "front"})
+	h.network(network.CreateRequest{Name: "front", IPAM: &network.IPAM{Config: []network.IPAMConfig{{Subnet: netip.MustParsePrefix("172.18.0.0/16")}}}})
 	req := h.request("web", map[string]string{"80/tcp": "8080"}, "bridge")
 	sb, err := h.Join(ctx, req)
 	must(t, err)

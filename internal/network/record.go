@@ -23,6 +23,7 @@ type netRecord struct {
 	Created    time.Time
 	Subnet     netip.Prefix
 	Range      netip.Prefix
+	Configured bool // the user named the subnet
 	Gateway    netip.Addr
 	Aux        map[string]netip.Addr
 	IPAM       network.IPAM // as it was asked for

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netns"
 
@@ -84,6 +85,12 @@ func (m *Manager) place(s *sandbox, er EndpointRequest) (*endpoint, error) {
 		NetworkID: r.ID, NetworkName: r.Name, EndpointID: newID(), Aliases: er.Aliases}}
 	if r.Driver != driverBridge {
 		return ep, nil
+	}
+	if er.Addr.IsValid() && !r.Configured {
+		if r.named() {
+			return nil, cluster.Invalidf("user specified IP address is supported only when connecting to networks with user configured subnets")
+		}
+		return nil, cluster.Invalidf("user specified IP address is supported on user defined networks only")
 	}
 	addr, err := pickAddr(r, m.taken(r.ID), er.Addr)
 	if err != nil {
@@ -273,11 +280,14 @@ func (m *Manager) Leave(ctx context.Context, containerID string) error {
 // dismantle takes down whatever there is of s, and forgets it once nothing is
 // left: what could not be removed is tried again by the next Leave or Adopt.
 func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
-	errs := []error{m.hide(s)}
 	m.names.close(s.ContainerID)
+	errs := make([]error, len(s.Endpoints)+1)
+	var all sync.WaitGroup // each waits for the kernel more than it works
+	all.Go(func() { errs[0] = m.hide(s) })
 	for i := range s.Endpoints {
-		errs = append(errs, m.detach(ctx, s, &s.Endpoints[i]))
+		all.Go(func() { errs[i+1] = m.detach(ctx, s, &s.Endpoints[i]) })
 	}
+	all.Wait()
 	if s.NetNS != "" {
 		errs = append(errs, removeNS(s.NetNS))
 	}
