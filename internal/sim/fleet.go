@@ -47,7 +47,7 @@ type container struct {
 // Part is how a container behaves; the image of a spec names it, with numbers
 // after it: "crash 2s" runs for 2 s and fails. Parts: "ok", "crash D", "once D"
 // (ends well after D), "reject", "never" (prepares for ever), "slow D" (takes D
-// to prepare), "mute" (runs and never serves).
+// to prepare), "mute" (runs and never serves), "stubborn" (does not stop).
 type Part struct {
 	kind string
 	d    time.Duration
@@ -181,6 +181,9 @@ func (f *Fleet) listen(m *machine, v store.View, now time.Time) {
 		if c != nil && !c.stop && (t.Desired > cluster.StateRunning || t.Status.State.Terminal()) && !c.state.Terminal() {
 			c.stop, c.serving = true, false
 			c.due = now.Add(50*time.Millisecond + f.s.Random(time.Second))
+			if c.part.kind == "stubborn" {
+				c.due = now.Add(1000 * time.Hour)
+			}
 		}
 	}
 	for task := range m.containers {

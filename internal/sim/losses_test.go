@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -160,3 +161,5 @@ func TestADrainStartsFirstWhereUpdatesDo(t *testing.T) {
 		})
 	})
 }
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
