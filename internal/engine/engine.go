@@ -6,22 +6,45 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/engine/layers"
+	"github.com/skep-dev/skep/internal/engine/shims"
+	"github.com/skep-dev/skep/internal/runtime"
 )
-
-var errTodo = cluster.NotImplementedf("not implemented")
 
 // Engine holds the containers of one daemon. A ref is a container's name, its id
 // or a unique prefix of it; an unknown one is errdefs.ErrNotFound with Docker's
 // words ("No such container: x").
-type Engine struct{}
+type Engine struct {
+	cfg      Config
+	log      *slog.Logger
+	layers   *layers.Store
+	ownStore bool // layers was opened by New
+	pool     *shims.Pool
+	programs runtime.Programs
+	host     host
+	events   *bus
+	ctx      context.Context // ends with Close
+	stop     context.CancelFunc
+	work     sync.WaitGroup // watchers, health checks, restarts
+
+	mu    sync.Mutex
+	ctrs  map[string]*ctr
+	names map[string]string // name to id
+	execs map[string]*execution
+}
 
 // CreateRequest is what Create makes a container from.
 type CreateRequest struct {
@@ -87,101 +110,81 @@ type WaitResult struct {
 	Err      string
 }
 
-// Create makes a container and does not start it.
-func (e *Engine) Create(ctx context.Context, req CreateRequest) (container.CreateResponse, error) {
-	return container.CreateResponse{}, errTodo
+// New opens the engine on its data: containers that still run are adopted, those
+// that ended meanwhile have their exit codes collected and their restart
+// policies applied. The caller ends it with Run or Close.
+func New(ctx context.Context, cfg Config) (*Engine, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	e := &Engine{
+		cfg: cfg, log: cfg.Log, layers: cfg.Layers, events: newBus(), host: readHost(cfg.Log),
+		ctrs: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*execution{},
+	}
+	e.ctx, e.stop = context.WithCancel(e.withNamespace(context.WithoutCancel(ctx)))
+	if err := e.open(e.withNamespace(ctx)); err != nil {
+		return nil, errors.Join(fmt.Errorf("engine: %w", err), e.Close())
+	}
+	return e, nil
 }
 
-// Start starts a container; on a running one it does nothing and returns errdefs.ErrNotModified's kin nil.
-func (e *Engine) Start(ctx context.Context, ref string) error { return errTodo }
-
-// Stop sends the stop signal, then after the timeout KILL; on an ended container it does nothing.
-func (e *Engine) Stop(ctx context.Context, ref string, opts StopOptions) error { return errTodo }
-
-// Restart stops and starts a container.
-func (e *Engine) Restart(ctx context.Context, ref string, opts StopOptions) error { return errTodo }
-
-// Kill sends a signal (KILL when empty).
-func (e *Engine) Kill(ctx context.Context, ref, signal string) error { return errTodo }
-
-// Pause freezes a container.
-func (e *Engine) Pause(ctx context.Context, ref string) error { return errTodo }
-
-// Unpause thaws one.
-func (e *Engine) Unpause(ctx context.Context, ref string) error { return errTodo }
-
-// Remove removes a container and what belongs to it.
-func (e *Engine) Remove(ctx context.Context, ref string, opts RemoveOptions) error { return errTodo }
-
-// Rename gives a container another name.
-func (e *Engine) Rename(ctx context.Context, ref, name string) error { return errTodo }
-
-// Resize sets the size of a container's terminal.
-func (e *Engine) Resize(ctx context.Context, ref string, height, width uint32) error { return errTodo }
-
-// Wait returns a channel that yields once, when the condition is met.
-func (e *Engine) Wait(ctx context.Context, ref string, cond container.WaitCondition) (<-chan WaitResult, error) {
-	return nil, errTodo
+func (e *Engine) open(ctx context.Context) (err error) {
+	for _, dir := range []string{filepath.Join(e.cfg.DataRoot, "containers"), filepath.Join(e.cfg.ExecRoot, "c")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	if e.programs, err = runtime.Unpack(filepath.Join(e.cfg.DataRoot, "runtime")); err != nil {
+		return err
+	}
+	if e.layers == nil {
+		if e.layers, err = layers.Open(ctx, e.cfg.layersConfig()); err != nil {
+			return err
+		}
+		e.ownStore = true
+	}
+	e.pool, err = shims.Open(ctx, shims.Config{
+		Dir: filepath.Join(e.cfg.ExecRoot, "shims"), Program: e.programs.Shim,
+		Namespace: e.cfg.Namespace, Places: e.cfg.ContainersPerShim, Log: e.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.adopt(ctx); err != nil {
+		return err
+	}
+	e.work.Go(func() {
+		if err := e.pool.Warm(e.ctx); err != nil && e.ctx.Err() == nil {
+			e.log.Warn("no shim was started ahead", "err", err)
+		}
+	})
+	return nil
 }
 
-// List returns what ps shows, newest first.
-func (e *Engine) List(ctx context.Context, opts ListOptions) ([]container.Summary, error) {
-	return nil, errTodo
+// Run blocks until ctx ends and then closes the engine.
+func (e *Engine) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return e.Close()
 }
 
-// Inspect returns everything about a container.
-func (e *Engine) Inspect(ctx context.Context, ref string, size bool) (container.InspectResponse, error) {
-	return container.InspectResponse{}, errTodo
+// Close lets go of everything. Containers go on running and are adopted by the
+// next engine on the same roots.
+func (e *Engine) Close() error {
+	e.stop()
+	e.work.Wait()
+	if e.pool != nil {
+		e.pool.Close(e.withNamespace(context.Background()))
+	}
+	if e.ownStore && e.layers != nil {
+		return e.layers.Close()
+	}
+	return nil
 }
 
-// Top lists a container's processes as ps would.
-func (e *Engine) Top(ctx context.Context, ref, args string) (container.TopResponse, error) {
-	return container.TopResponse{}, errTodo
+// Layers returns the containerd that the engine keeps snapshots in.
+func (e *Engine) Layers() *layers.Store { return e.layers }
+
+func (e *Engine) withNamespace(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, e.cfg.Namespace)
 }
-
-// Stats returns one sample of a container's use of resources.
-func (e *Engine) Stats(ctx context.Context, ref string) (container.StatsResponse, error) {
-	return container.StatsResponse{}, errTodo
-}
-
-// Logs calls yield for each entry until there is no more, yield returns an
-// error, or ctx ends. It reports whether the container has a terminal first, by
-// calling head.
-func (e *Engine) Logs(ctx context.Context, ref string, opts LogsOptions, head func(tty bool), yield func(LogEntry) error) error {
-	return errTodo
-}
-
-// Attach connects streams to a running container's and returns when the
-// container ends, the output ends, or the detach keys are typed.
-func (e *Engine) Attach(ctx context.Context, ref string, opts AttachOptions) error { return errTodo }
-
-// ExecCreate makes an exec in a running container and returns its id.
-func (e *Engine) ExecCreate(ctx context.Context, ref string, req container.ExecCreateRequest) (string, error) {
-	return "", errTodo
-}
-
-// ExecStart runs an exec with the given streams until its process ends; with
-// detach it returns once the process runs. size is the terminal's, or nil.
-func (e *Engine) ExecStart(ctx context.Context, id string, detach bool, size *[2]uint, streams Streams, ready func()) error {
-	return errTodo
-}
-
-// ExecResize sets the size of an exec's terminal.
-func (e *Engine) ExecResize(ctx context.Context, id string, height, width uint32) error {
-	return errTodo
-}
-
-// ExecInspect returns what is known of an exec.
-func (e *Engine) ExecInspect(ctx context.Context, id string) (container.ExecInspectResponse, error) {
-	return container.ExecInspectResponse{}, errTodo
-}
-
-// Events calls yield for each event from since (zero: now) on, until ctx or
-// until (zero: never) ends. Every room that changes something a user can see
-// publishes here through Publish.
-func (e *Engine) Events(ctx context.Context, since, until time.Time, filters map[string]map[string]bool, yield func(events.Message) error) error {
-	return errTodo
-}
-
-// Publish records an event and hands it to the listeners.
-func (e *Engine) Publish(typ events.Type, action events.Action, actor events.Actor) {}

@@ -1,0 +1,133 @@
+package engine
+
+import (
+	"context"
+	"errors"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/task"
+	ctrmount "github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/skep-dev/skep/internal/runtime/stdio"
+)
+
+// adopt takes over what an earlier engine left: running containers go on, those
+// that ended are dealt with as if it were just now, and those that are to run
+// are started.
+func (e *Engine) adopt(ctx context.Context) error {
+	recs, err := e.loadRecords()
+	if err != nil {
+		return err
+	}
+	var running []string
+	after := map[*ctr]func(){} // what is left to do once networks know who runs
+	for _, rec := range recs {
+		c := newCtr(rec)
+		e.ctrs[rec.ID] = c
+		if _, taken := e.names[rec.Name]; taken {
+			e.log.Warn("two containers have one name", "name", rec.Name)
+		}
+		e.names[rec.Name] = rec.ID
+		alive, then := e.adoptOne(ctx, c)
+		if alive {
+			running = append(running, rec.ID)
+		}
+		if then != nil {
+			after[c] = then
+		}
+	}
+	if e.cfg.Networks != nil {
+		if err := e.cfg.Networks.Adopt(ctx, running); err != nil {
+			e.log.Warn("networks of running containers", "err", err)
+		}
+	}
+	for _, then := range after {
+		then()
+	}
+	return e.sweep(ctx)
+}
+
+// adoptOne finds out what became of one container. It returns whether it runs
+// and what is to be done about it.
+func (e *Engine) adoptOne(ctx context.Context, c *ctr) (alive bool, then func()) {
+	rec := c.view()
+	switch {
+	case rec.State.running():
+	case rec.State.Status == container.StateRestarting:
+		return false, func() { e.restartLater(c, firstDelay) }
+	case rec.State.Status == container.StateRemoving, rec.State.Status == container.StateDead,
+		rec.HostConfig.AutoRemove && rec.State.Status == container.StateExited:
+		return false, func() { e.removeLater(c) }
+	default:
+		return false, nil
+	}
+	shim, ok := e.pool.Hold(rec.Shim)
+	r := &run{ended: make(chan struct{})}
+	c.run = r
+	if ok {
+		st, err := shim.Tasks.State(ctx, &taskapi.StateRequest{ID: c.id})
+		switch {
+		case err == nil && st.Status != task.Status_STOPPED:
+			r.shim = shim
+			return true, func() { e.takeOver(c, r, st) }
+		case err == nil:
+			r.shim = shim
+			end := stdio.Exit{Code: int(st.ExitStatus), At: st.ExitedAt.AsTime()}
+			return false, func() { e.finish(c, r, end) }
+		}
+		e.pool.Release(ctx, shim)
+	}
+	return false, func() { e.finish(c, r, e.lostEnd(rec)) }
+}
+
+// takeOver goes on with a container that runs.
+func (e *Engine) takeOver(c *ctr, r *run, st *taskapi.StateResponse) {
+	err := e.update(c, func(rec *record) {
+		rec.State.Pid = int(st.Pid)
+		rec.State.Status = container.StateRunning
+		if st.Status == task.Status_PAUSED {
+			rec.State.Status = container.StatePaused
+		}
+	})
+	if err != nil {
+		e.log.Error("container record not written", "container", c.id[:12], "err", err)
+	}
+	e.log.Info("container adopted", "container", c.id[:12], "pid", st.Pid)
+	e.watch(c, r)
+	e.checkHealth(c, r)
+}
+
+// finish deals with a container that ended while no daemon was there. After a
+// reboot unless-stopped and always start it again.
+func (e *Engine) finish(c *ctr, r *run, end stdio.Exit) {
+	e.work.Go(func() { e.ended(context.WithoutCancel(e.ctx), c, r, end) })
+}
+
+func (e *Engine) forceUnmount(path string) {
+	if err := ctrmount.UnmountRecursive(path, 0); err != nil {
+		e.log.Warn("still mounted", "path", path, "err", err)
+	}
+}
+
+// sweepSnapshots removes containers' snapshots that no record knows.
+func (e *Engine) sweepSnapshots(ctx context.Context) error {
+	sn := e.layers.Client.SnapshotService(e.layers.Snapshotter)
+	var stale []string
+	err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindActive && isContainerID(info.Name) && e.ctrs[info.Name] == nil {
+			stale = append(stale, info.Name)
+		}
+		return nil
+	})
+	var errs []error
+	for _, name := range stale {
+		if err := sn.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, err)...)
+}
+
