@@ -41,7 +41,7 @@ type attachment struct {
 	addr        netip.Addr
 	ifName      string
 	gateway     *GatewayInfo
-	netns       string
+	adopted     bool // an earlier process made it
 }
 
 // The ingress network's answers go by a routing table of their own.
@@ -236,11 +236,11 @@ func (o *Overlay) register(req AttachRequest, id nsID, fresh bool) *sandbox {
 	defer o.mu.Unlock()
 	sb := o.sandboxes[req.NetNS]
 	if sb == nil || sb.id != id {
-		sb = &sandbox{path: req.NetNS, id: id, turn: make(chan struct{}, 1), att: map[string]*attachment{}, tracked: fresh}
+		sb = &sandbox{path: req.NetNS, id: id, turn: make(chan struct{}, 1), att: map[string]*attachment{}}
 		o.sandboxes[req.NetNS] = sb
 	}
 	sb.att[req.NetworkID] = &attachment{
-		network: req.NetworkID, id: req.ID, addr: req.Addr, ifName: req.IfName, gateway: req.Gateway, netns: req.NetNS,
+		network: req.NetworkID, id: req.ID, addr: req.Addr, ifName: req.IfName, gateway: req.Gateway, adopted: !fresh,
 	}
 	return sb
 }

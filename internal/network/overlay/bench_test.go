@@ -75,7 +75,7 @@ func BenchmarkThroughput(b *testing.B) {
 	l.sink("skov-c2", ":90")
 	l.sink(ns, ":80")
 	one := appPlan()
-	one.endpoints = one.endpoints[1:2] // the service is one task, on host 2
+	one.endpoints[0].Serving, one.endpoints[2].Serving = false, false // the service is one task, on host 2
 	l.tell(one, ingress)
 	for b.Loop() {
 		direct := l.stream("skov-c1", "10.0.1.12:90")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -336,6 +337,7 @@ func (o *Overlay) addRemotes(v *view, d *device) error {
 			return err
 		}
 		d.remote = have
+		v = o.addGone(v, have)
 	}
 	for a, node := range v.remote {
 		if d.remote[a] == node {
@@ -347,6 +349,35 @@ func (o *Overlay) addRemotes(v *view, d *device) error {
 		d.remote[a] = node
 	}
 	return nil
+}
+
+// addGone counts those among the departed that an earlier process knew and
+// nobody told us of, and returns the network's view with them.
+func (o *Overlay) addGone(v *view, had map[netip.Addr]netip.Addr) *view {
+	here := map[netip.Addr]bool{}
+	for _, e := range v.endpoints {
+		here[e.Addr] = true
+	}
+	for _, p := range v.peers {
+		here[p.NodeAddr] = true
+	}
+	for _, a := range v.gone {
+		here[a] = true
+	}
+	w := *v
+	w.gone = slices.Clone(v.gone)
+	for a := range had {
+		if !here[a] && v.net.Subnet.Contains(a) {
+			w.gone = append(w.gone, a)
+		}
+	}
+	w.gone = w.gone[max(0, len(w.gone)-maxGone):]
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.views[v.net.ID] == v {
+		o.views[v.net.ID] = &w
+	}
+	return &w
 }
 
 // dropRemotes removes the entries that the view has not.

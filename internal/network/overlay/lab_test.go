@@ -144,6 +144,16 @@ func (l *lab) ip(ns, args string) string {
 	return string(out)
 }
 
+// links lists a namespace's links by index and name.
+func (l *lab) links(ns string) string {
+	var b strings.Builder
+	for line := range strings.Lines(l.ip(ns, "-o link show")) {
+		f := strings.Fields(line)
+		fmt.Fprintln(&b, f[0], f[1])
+	}
+	return b.String()
+}
+
 func (l *lab) nft(ns, rules string) string {
 	l.t.Helper()
 	cmd := exec.Command("nft", "-f", "-")
@@ -320,6 +330,34 @@ func (k *talk) line() (string, error) {
 	_ = k.SetReadDeadline(time.Now().Add(patience))
 	n, err := k.Read(b)
 	return string(b[:n]), err
+}
+
+// flow is a UDP socket that stays.
+type flow struct{ net.Conn }
+
+func (l *lab) flow(ns, addr string) *flow {
+	l.t.Helper()
+	var c net.Conn
+	if err := l.in(ns, func() (err error) { c, err = net.Dial("udp4", addr); return }); err != nil {
+		l.t.Fatal(err)
+	}
+	f := &flow{c}
+	f.say()
+	return f
+}
+
+// say returns who answers, or the error.
+func (f *flow) say() string {
+	_ = f.SetDeadline(time.Now().Add(patience))
+	if _, err := f.Write([]byte("x")); err != nil {
+		return err.Error()
+	}
+	b := make([]byte, 100)
+	n, err := f.Read(b)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[:n])
 }
 
 func exchangeUnconnected(addr string) (string, error) {

@@ -224,24 +224,9 @@ func testMeshRestart(t *testing.T, l *lab, p *plan) {
 // testMeshMove: the task gets a second one beside it, then leaves.
 func testMeshMove(t *testing.T, l *lab, p *plan) {
 	// A UDP flow that is kept, from one socket to one port, moves too.
-	var flow net.Conn
-	if err := l.in("skov-cl1", func() (err error) { flow, err = net.Dial("udp4", "10.99.0.1:8080"); return }); err != nil {
-		t.Fatal(err)
-	}
-	defer flow.Close()
-	say := func() string {
-		_ = flow.SetDeadline(time.Now().Add(patience))
-		if _, err := flow.Write([]byte("x")); err != nil {
-			return err.Error()
-		}
-		b := make([]byte, 100)
-		n, err := flow.Read(b)
-		if err != nil {
-			return err.Error()
-		}
-		return string(b[:n])
-	}
-	if got := say(); got != "m2 10.99.0.100" {
+	kept := l.flow("skov-cl1", "10.99.0.1:8080")
+	defer kept.Close()
+	if got := kept.say(); got != "m2 10.99.0.100" {
 		t.Errorf("the flow: %q", got)
 	}
 	e1 := p.endpoints[1]
@@ -266,7 +251,7 @@ func testMeshMove(t *testing.T, l *lab, p *plan) {
 			t.Fatalf("after m2 left: %q, %v", got, err)
 		}
 	}
-	if got := say(); got != "m1 10.99.0.100" {
+	if got := kept.say(); got != "m1 10.99.0.100" {
 		t.Errorf("the flow after m2 left: %q", got)
 	}
 }

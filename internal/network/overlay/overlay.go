@@ -187,6 +187,7 @@ func (o *Overlay) reconcile(ctx context.Context) error {
 			note(id, o.ensureDevice(v))
 		}
 	}
+	views = o.snapshot() // they may have learnt who left meanwhile
 	if err := o.syncSandboxes(ctx, o.dirty); err != nil {
 		errs = append(errs, err)
 		for id := range o.dirty {

@@ -130,11 +130,22 @@ func testMTU(t *testing.T, l *lab) {
 func testLeave(t *testing.T, l *lab, p *plan) {
 	gone := p.endpoints[2]
 	gone.Serving = false
+	// UDP flows that last, one a socket: most likely one of them with t3.
+	var flows []*flow
+	for range 12 {
+		flows = append(flows, l.flow("skov-c1", web))
+	}
 	var kept []*talk
 	for range 12 { // some of them with t3, but for one run in a hundred
 		kept = append(kept, l.talk("skov-c1", web))
 	}
 	l.change(endpointItem(gone))
+	for _, f := range flows {
+		if got := f.say(); !strings.HasPrefix(got, "t1") && !strings.HasPrefix(got, "t2") {
+			t.Errorf("a UDP flow after t3 left: %q", got)
+		}
+		f.Close()
+	}
 	for _, c := range kept {
 		if err := c.say(); err != nil {
 			t.Errorf("an established connection: %v", err)
@@ -166,9 +177,12 @@ func testLeave(t *testing.T, l *lab, p *plan) {
 
 func testRestart(t *testing.T, l *lab, p *plan) {
 	h := l.hosts[1]
-	kept := l.talk("skov-c1", web)
-	defer kept.Close()
-	before := l.ip(h.ns, "-o link show") + l.ip("skov-c1", "-o link show")
+	kept := map[string]*talk{}
+	for _, task := range []string{"10.0.1.12", "10.0.1.13"} {
+		kept[task] = l.talk("skov-c1", task+":80")
+		defer kept[task].Close()
+	}
+	before := l.links(h.ns) + l.links("skov-c1")
 	h.restart()
 	// Until the manager is heard what was there goes on.
 	h.attach("app", "t1", "skov-c1", "10.0.1.11", "eth0", nil)
@@ -181,7 +195,7 @@ func testRestart(t *testing.T, l *lab, p *plan) {
 	if err := h.Apply(context.Background(), true, rest.items(1)); err != nil {
 		t.Fatal(err)
 	}
-	if after := l.ip(h.ns, "-o link show") + l.ip("skov-c1", "-o link show"); after != before {
+	if after := l.links(h.ns) + l.links("skov-c1"); after != before {
 		t.Errorf("links changed:\n%s\n%s", before, after)
 	}
 	for range 30 {
@@ -193,8 +207,11 @@ func testRestart(t *testing.T, l *lab, p *plan) {
 	if out := l.ip(h.ns, "neigh show dev skx-001001"); strings.Contains(out, "10.0.1.12 ") || !strings.Contains(out, "10.0.1.13 ") {
 		t.Errorf("neighbours: %s", out)
 	}
-	if err := kept.say(); err != nil {
+	if err := kept["10.0.1.13"].say(); err != nil {
 		t.Errorf("a connection from before the restart: %v", err)
+	}
+	if err := kept["10.0.1.12"].say(); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("a connection to a task that left during the restart: %v; want a reset", err)
 	}
 	l.tell(p)
 }

@@ -25,9 +25,7 @@ type sandbox struct {
 	// These two belong to the holder of turn.
 	have *taskRules // what the kernel has; nil: not known
 	wire *wire      // nil: not open
-	// tracked: the rules stood before the first packet, so the set of UDP's
-	// destinations is whole.
-	tracked bool
+	lost bool       // its rules were made more than once
 }
 
 // taskRules is what the tables in a task's namespace consist of.
@@ -36,6 +34,9 @@ type taskRules struct {
 	vips    map[string]*target // by network/service
 	gone    map[netip.Addr]bool
 	ingress ingressRules
+	// tracked: the rules stood before the first packet, so the set of UDP's
+	// destinations is whole.
+	tracked bool
 }
 
 // ingressRules let a task on the ingress network answer its clients through
@@ -68,7 +69,7 @@ func (o *Overlay) sandboxesOf(networks map[string]bool) []*sandbox {
 func (o *Overlay) wantedRules(sb *sandbox) (*taskRules, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	w := &taskRules{vips: map[string]*target{}, gone: map[netip.Addr]bool{}}
+	w := &taskRules{vips: map[string]*target{}, gone: map[netip.Addr]bool{}, tracked: !sb.lost}
 	if len(sb.att) == 0 {
 		return nil, false
 	}
@@ -77,6 +78,7 @@ func (o *Overlay) wantedRules(sb *sandbox) (*taskRules, bool) {
 		if v == nil {
 			return nil, false
 		}
+		w.tracked = w.tracked && !a.adopted
 		for _, g := range v.gone {
 			w.gone[g] = true
 		}
@@ -135,7 +137,7 @@ func (sb *sandbox) change(want *taskRules) error {
 	}
 	sb.have = want
 	stale, of := staleVIPFlows(was, want)
-	if stale == nil || sb.tracked && !sb.wire.anyUDP(of) {
+	if stale == nil || want.tracked && !sb.wire.anyUDP(of) {
 		return nil
 	}
 	return sb.wire.forget(stale)
@@ -176,7 +178,8 @@ func (sb *sandbox) dial() (bool, error) {
 // hangUp forgets what is known of the namespace's rules.
 func (sb *sandbox) hangUp() {
 	sb.wire.close()
-	sb.wire, sb.have, sb.tracked = nil, nil, false
+	sb.lost = true
+	sb.wire, sb.have = nil, nil
 }
 
 func (r *taskRules) same(w *taskRules) bool {
