@@ -53,7 +53,6 @@ type Config struct {
 	BridgeIP     netip.Prefix // the default bridge's address and subnet
 	Bridge       string       // "none" makes no default bridge
 	MTU          int
-	PublishIP    netip.Addr // published ports without an address bind to it
 	DNS          []netip.Addr
 	DNSOptions   []string
 	DNSSearch    []string
@@ -66,10 +65,8 @@ type Config struct {
 	LogDriver              string // of containers that name none
 	LogOpts                map[string]string
 	Ulimits                map[string]*units.Ulimit
-	Init                   bool
 	DefaultAdvertiseAddr   string
 	Experimental           bool
-	ShutdownTimeout        int // seconds
 	HTTPProxy, HTTPSProxy  string
 	NoProxy                string
 }
@@ -78,7 +75,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Group: "docker", DataRoot: DefaultDataRoot, ExecRoot: DefaultExecRoot, ConfigFile: DefaultConfigFile,
-		LogLevel: "info", LogFormat: "text", LogDriver: "json-file", ContainerdNamespace: "skep", ShutdownTimeout: 15,
+		LogLevel: "info", LogFormat: "text", LogDriver: "json-file", ContainerdNamespace: "skep",
 	}
 }
 

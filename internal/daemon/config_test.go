@@ -151,6 +151,16 @@ func TestNotify(t *testing.T) {
 	}
 }
 
+func TestRuncVersionIsThePinnedOne(t *testing.T) {
+	mod, err := os.ReadFile("../../third_party/runc/go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "github.com/opencontainers/runc v" + runcVersion + " "; !strings.Contains(string(mod), want) {
+		t.Errorf("third_party/runc/go.mod does not pin %q", want)
+	}
+}
+
 func FuzzConfigFile(f *testing.F) {
 	f.Add(`{"hosts": ["x"], "log-opts": {"a": {"b": [1, null]}}}`)
 	f.Fuzz(func(t *testing.T, text string) {

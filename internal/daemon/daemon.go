@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -11,12 +12,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/skep-dev/skep/internal/engine"
 	"github.com/skep-dev/skep/internal/httpapi"
-	"github.com/skep-dev/skep/internal/image"
-	"github.com/skep-dev/skep/internal/network"
 	"github.com/skep-dev/skep/internal/version"
-	"github.com/skep-dev/skep/internal/volume"
 )
 
 // Command returns `skep daemon`.
@@ -59,13 +56,16 @@ func newLog(c *Config, w io.Writer) *slog.Logger {
 
 // Run is the daemon: it returns nil once ctx has ended and everything is shut
 // down in order, or the error that ended it. Containers go on in both cases.
-func Run(ctx context.Context, c Config, log *slog.Logger) error {
+func Run(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	// A terminal that closes must not end the daemon. The signal is caught and
 	// not ignored, because containers would inherit that.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 
+	if err := setProxies(&c); err != nil {
+		return err
+	}
 	if err := makeDirs(&c); err != nil {
 		return err
 	}
@@ -83,15 +83,14 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		return err
 	}
 
-	group, ctx := errgroup.WithContext(ctx)
 	rooms, err := open(ctx, &c, log)
 	if err != nil {
 		return err
 	}
-	defer rooms.close()
-	for _, run := range rooms.run {
-		group.Go(func() error { return run(ctx) })
-	}
+	defer func() { err = errors.Join(err, rooms.close()) }()
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return rooms.networks.Run(ctx) })
 	api := &httpapi.Server{
 		Host: host, Log: log.With("room", "httpapi"),
 		Containers: rooms.engine, Images: rooms.images, Volumes: rooms.volumes, Networks: rooms.networks,
@@ -109,29 +108,4 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	})
 	defer stopping()
 	return group.Wait()
-}
-
-// rooms are the parts of the daemon that do the work.
-type rooms struct {
-	engine   *engine.Engine
-	images   *image.Store
-	volumes  *volume.Store
-	networks *network.Manager
-	run      []func(context.Context) error
-	closers  []func() error
-	log      *slog.Logger
-}
-
-// close closes the rooms in the reverse of the order they were opened in.
-func (r *rooms) close() {
-	for i := len(r.closers) - 1; i >= 0; i-- {
-		if err := r.closers[i](); err != nil {
-			r.log.Warn("closing", "err", err)
-		}
-	}
-}
-
-// open opens the rooms of one host, each with those it needs.
-func open(ctx context.Context, c *Config, log *slog.Logger) (*rooms, error) {
-	return &rooms{log: log, engine: &engine.Engine{}, images: &image.Store{}, volumes: &volume.Store{}, networks: &network.Manager{}}, nil
 }

@@ -36,7 +36,6 @@ func addFlags(fs *pflag.FlagSet, c *Config) {
 	fs.Var(textOf(&c.BridgeIP, netip.ParsePrefix), "bip", "Address and subnet of the default bridge (CIDR)")
 	fs.StringVarP(&c.Bridge, "bridge", "b", "", "'none' to make no default bridge network")
 	fs.IntVar(&c.MTU, "mtu", 0, "MTU of containers' networks (0: the host's)")
-	fs.Var(textOf(&c.PublishIP, netip.ParseAddr), "ip", "Address that published ports bind to by default")
 	fs.Var(listOf(&c.DNS, netip.ParseAddr), "dns", "DNS servers for containers")
 	fs.StringArrayVar(&c.DNSOptions, "dns-opt", nil, "DNS options for containers")
 	fs.StringArrayVar(&c.DNSSearch, "dns-search", nil, "DNS search domains for containers")
@@ -51,10 +50,8 @@ func addFlags(fs *pflag.FlagSet, c *Config) {
 	fs.StringVar(&c.LogDriver, "log-driver", c.LogDriver, "Log driver of containers that name none")
 	fs.StringToStringVar(&c.LogOpts, "log-opt", nil, "Log driver options of containers that name none")
 	fs.Var(&ulimitValue{&c.Ulimits}, "default-ulimit", "Limits of containers that name none (NAME=SOFT[:HARD])")
-	fs.BoolVar(&c.Init, "init", false, "Run an init in containers that do not say")
 	fs.StringVar(&c.DefaultAdvertiseAddr, "swarm-default-advertise-addr", "", "Address or interface that a swarm's other nodes reach this one by")
 	fs.BoolVar(&c.Experimental, "experimental", false, "Show experimental features")
-	fs.IntVar(&c.ShutdownTimeout, "shutdown-timeout", c.ShutdownTimeout, "Seconds an orderly shutdown may take")
 	fs.StringVar(&c.HTTPProxy, "http-proxy", "", "HTTP proxy for the daemon's own requests")
 	fs.StringVar(&c.HTTPSProxy, "https-proxy", "", "HTTPS proxy for the daemon's own requests")
 	fs.StringVar(&c.NoProxy, "no-proxy", "", "Hosts to reach without a proxy")
@@ -77,11 +74,11 @@ var ignored = []string{
 	"bridge-accept-fwmark", "cdi-spec-dir", "cluster-advertise", "cluster-store", "cluster-store-opt", "cpu-rt-period",
 	"cpu-rt-runtime", "cri-containerd?", "default-cgroupns-mode", "default-gateway", "default-gateway-v6",
 	"default-ipc-mode", "default-network-opt", "default-runtime", "default-shm-size", "deprecated-key-path", "exec-opt",
-	"feature", "firewall-backend", "fixed-cidr", "fixed-cidr-v6", "host-gateway-ip", "icc?", "init-path", "ip-forward?",
+	"feature", "firewall-backend", "fixed-cidr", "fixed-cidr-v6", "host-gateway-ip", "icc?", "init?", "init-path", "ip", "ip-forward?",
 	"ip-forward-no-drop?", "ip-masq?", "ip6tables?", "iptables?", "ipv6?", "live-restore?", "max-concurrent-downloads",
 	"max-concurrent-uploads", "max-download-attempts", "metrics-addr", "network-control-plane-mtu",
 	"network-diagnostic-port", "no-new-privileges?", "node-generic-resource", "oom-score-adjust", "raw-logs?", "runtime",
-	"seccomp-profile", "selinux-enabled?", "storage-driver", "storage-opt", "swarm-default-data-path-addr",
+	"seccomp-profile", "selinux-enabled?", "shutdown-timeout", "storage-driver", "storage-opt", "swarm-default-data-path-addr",
 	"userland-proxy?", "userland-proxy-path", "userns-remap",
 }
 

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 
+	containerd "github.com/containerd/containerd/v2/version"
 	"github.com/google/uuid"
 	"github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
@@ -17,6 +18,9 @@ import (
 	"github.com/skep-dev/skep/internal/httpapi"
 	"github.com/skep-dev/skep/internal/version"
 )
+
+// runcVersion is that of the runc inside the binary, which third_party/runc pins.
+const runcVersion = "1.5.2"
 
 // hostFacts gathers what /info and /version tell about this host.
 func hostFacts(c *Config) (httpapi.Host, error) {
@@ -41,6 +45,7 @@ func hostFacts(c *Config) (httpapi.Host, error) {
 		CgroupVersion: cgroupVersion(),
 		HTTPProxy:     c.HTTPProxy, HTTPSProxy: c.HTTPSProxy, NoProxy: c.NoProxy,
 		Insecure: c.Insecure, Mirrors: c.Mirrors,
+		Containerd: strings.TrimSuffix(containerd.Version, "+unknown"), Runc: runcVersion,
 	}
 	h.OperatingSystem, h.OSVersion = osRelease()
 	for _, p := range c.AddressPools {
@@ -107,6 +112,20 @@ func makeDirs(c *Config) error {
 	for _, dir := range []string{c.DataRoot, c.ExecRoot} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("directory of the daemon: %w", err)
+		}
+	}
+	return nil
+}
+
+// setProxies puts the proxies where Go's HTTP client looks for them, before its
+// first request.
+func setProxies(c *Config) error {
+	for name, v := range map[string]string{"HTTP_PROXY": c.HTTPProxy, "HTTPS_PROXY": c.HTTPSProxy, "NO_PROXY": c.NoProxy} {
+		if v == "" {
+			continue
+		}
+		if err := os.Setenv(name, v); err != nil {
+			return err
 		}
 	}
 	return nil
