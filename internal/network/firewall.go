@@ -307,8 +307,15 @@ func (f *firewall) run(ctx context.Context) error {
 			case <-wake:
 			case <-time.After(checkEvery):
 			}
-			if err := f.check(); err != nil {
+			built, err := f.check()
+			if err != nil {
 				f.log.Warn("firewall rules cannot be put back yet", "err", err)
+			}
+			if built { // whoever keeps taking them away is not to keep us busy
+				select {
+				case <-ctx.Done():
+				case <-time.After(checkEvery / 10):
+				}
 			}
 		}
 	})
@@ -323,15 +330,15 @@ func (f *firewall) restore() error {
 }
 
 // check compares the kernel's rules with those that were put there and puts them
-// back if any are missing.
-func (f *firewall) check() error {
+// back if any are missing. It reports whether it had to.
+func (f *firewall) check() (built bool, err error) {
 	f.lock()
 	defer f.unlock()
 	if f.built != nil && f.intact() {
-		return nil
+		return false, nil
 	}
 	f.log.Info("firewall rules were changed by somebody else and are put back")
-	return f.build()
+	return true, f.build()
 }
 
 func (f *firewall) intact() bool {

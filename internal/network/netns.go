@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -212,10 +214,15 @@ func dressNS() error {
 }
 
 // setSysctl sets a value in this thread's network namespace. A key that this
-// kernel does not have is no error.
+// kernel does not have is no error, nor one that cannot be written but has the
+// value already.
 func setSysctl(key, value string) error {
-	err := os.WriteFile("/proc/sys/"+key, []byte(value), 0)
-	if errors.Is(err, os.ErrNotExist) {
+	path := "/proc/sys/" + key
+	err := os.WriteFile(path, []byte(value), 0)
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if has, readErr := os.ReadFile(path); readErr == nil && slices.Equal(strings.Fields(string(has)), strings.Fields(value)) {
 		return nil
 	}
 	return err

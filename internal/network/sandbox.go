@@ -184,6 +184,11 @@ func (m *Manager) wire(ctx context.Context, s *sandbox, sysctls map[string]strin
 				return fmt.Errorf("network %s: %w", ep.NetworkName, err)
 			}
 		}
+		if gw != nil && slices.ContainsFunc(s.Endpoints, func(ep endpoint) bool { return ep.Ingress }) {
+			if err := untrackAsked(ns, gw.IfName, s.Ports); err != nil {
+				return err
+			}
+		}
 		for _, key := range sortedKeys(sysctls) {
 			path := strings.ReplaceAll(key, ".", "/")
 			if !strings.HasPrefix(path, "net/") || strings.Contains(path, "//") {

@@ -57,7 +57,7 @@ func TestSwarm(t *testing.T) {
 	var boxes []*Sandbox
 	for i, h := range hosts {
 		must(t, h.Apply(ctx, true, swarmItems(h.addr, nodes)))
-		req := h.request(fmt.Sprint("web", i), map[string]string{"80/tcp": "9090"})
+		req := h.request(fmt.Sprint("web", i), map[string]string{"80/tcp": "9090", "80/udp": "9090"})
 		req.Endpoints = []EndpointRequest{{Network: "netid", Addr: taskAddr(1, i)}, {Network: "ingressid", Addr: taskAddr(0, i)}}
 		sb, err := h.Join(ctx, req)
 		must(t, err)
@@ -69,6 +69,7 @@ func TestSwarm(t *testing.T) {
 			t.Errorf("endpoints: %v", sb.Endpoints)
 		}
 		echo(t, sb.NetNS, "tcp", 80)
+		echo(t, sb.NetNS, "udp", 80)
 		boxes = append(boxes, sb)
 	}
 	check := func(what string) {
@@ -77,7 +78,10 @@ func TestSwarm(t *testing.T) {
 			ns := boxes[i].NetNS
 			reaches(t, what+": mesh", world, "tcp", h.addr.String()+":8080", outsideAddr)
 			reaches(t, what+": mesh from the host", h.ns, "tcp", "127.0.0.1:8080", "")
-			reaches(t, what+": host port", world, "tcp", h.addr.String()+":9090", outsideAddr)
+			for _, proto := range []string{"tcp", "udp"} {
+				reaches(t, what+": host port", world, proto, h.addr.String()+":9090", outsideAddr)
+				reaches(t, what+": host port from the host", h.ns, proto, "127.0.0.1:9090", "")
+			}
 			reaches(t, what+": task to task", ns, "tcp", taskAddr(1, 1-i).String()+":80", taskAddr(1, i).String())
 			reaches(t, what+": virtual address", ns, "tcp", "10.0.1.100:80", taskAddr(1, i).String())
 			reaches(t, what+": mesh from a task", ns, "tcp", h.addr.String()+":8080", "")
