@@ -154,6 +154,9 @@ func (e *Engine) signal(ctx context.Context, c *ctr, sig syscall.Signal) error {
 
 // native turns a shim's answer into an error of errdefs' kinds.
 func native(err error) error {
+	if err == nil {
+		return nil
+	}
 	err = errgrpc.ToNative(err)
 	if strings.Contains(err.Error(), "process already finished") || strings.Contains(err.Error(), "not running") {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
