@@ -72,6 +72,7 @@ func (e *Engine) newRecord(req CreateRequest, img image.Image) (record, error) {
 		hostCfg = *req.Request.HostConfig
 	}
 	mergeImage(&cfg, img.Config)
+	mergeDocker(&cfg, img)
 	if cfg.Hostname == "" && !hostCfg.NetworkMode.IsHost() && !hostCfg.NetworkMode.IsContainer() {
 		cfg.Hostname = id[:12]
 	}
@@ -137,6 +138,34 @@ func mergeImage(cfg *container.Config, img ocispec.Image) {
 		vols[v] = struct{}{}
 	}
 	cfg.Volumes = vols
+}
+
+// mergeDocker does the same for what Docker has beyond OCI's configuration.
+func mergeDocker(cfg *container.Config, img image.Image) {
+	if len(cfg.Shell) == 0 {
+		cfg.Shell = img.Ext.Shell
+	}
+	if cfg.OnBuild == nil {
+		cfg.OnBuild = img.Ext.OnBuild
+	}
+	theirs := img.Ext.Healthcheck
+	switch {
+	case theirs == nil:
+	case cfg.Healthcheck == nil:
+		h := *theirs
+		cfg.Healthcheck = &h
+	default:
+		h := *cfg.Healthcheck
+		if len(h.Test) == 0 {
+			h.Test = theirs.Test
+		}
+		h.Interval, h.Timeout = orElse(h.Interval, theirs.Interval), orElse(h.Timeout, theirs.Timeout)
+		h.StartPeriod, h.StartInterval = orElse(h.StartPeriod, theirs.StartPeriod), orElse(h.StartInterval, theirs.StartInterval)
+		if h.Retries == 0 {
+			h.Retries = theirs.Retries
+		}
+		cfg.Healthcheck = &h
+	}
 }
 
 // mergeEnv puts b over a by name.

@@ -170,6 +170,9 @@ func (e *Engine) VolumeUsers(name string) []string {
 	var ids []string
 	for _, c := range e.all() {
 		rec := c.view()
+		if rec.State.Status == container.StateRemoving {
+			continue
+		}
 		for _, m := range rec.Mounts {
 			if m.Type == "volume" && m.Name == name {
 				ids = append(ids, rec.ID)

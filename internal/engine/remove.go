@@ -79,6 +79,10 @@ func (e *Engine) remove(ctx context.Context, c *ctr, opts RemoveOptions) error {
 	}
 	c.dropRestart()
 	e.awaitEnd(c)
+	// From here on it holds nothing: not its volumes either.
+	if err := e.update(c, func(r *record) { r.State.Status = container.StateRemoving }); err != nil {
+		return wrap(c.id, err)
+	}
 	rec = c.view()
 	if err := e.unbuild(ctx, rec, opts.Volumes || rec.HostConfig.AutoRemove); err != nil {
 		_ = e.update(c, func(r *record) { r.State.Status, r.State.Error = container.StateDead, err.Error() })
