@@ -35,7 +35,7 @@ type fakeEngine struct {
 	logs    []engine.LogEntry
 	logErr  error
 	asked   engine.LogsOptions
-	attach  func(engine.AttachOptions) error
+	attach  func(context.Context, engine.AttachOptions) error
 	exec    func(detach bool, size *[2]uint, st engine.Streams, ready func()) error
 	events  []events.Message
 }
@@ -93,8 +93,8 @@ func (f *fakeEngine) Logs(_ context.Context, ref string, opts engine.LogsOptions
 	return f.logErr
 }
 
-func (f *fakeEngine) Attach(_ context.Context, _ string, opts engine.AttachOptions) error {
-	return f.attach(opts)
+func (f *fakeEngine) Attach(ctx context.Context, _ string, opts engine.AttachOptions) error {
+	return f.attach(ctx, opts)
 }
 
 func (f *fakeEngine) ExecInspect(context.Context, string) (container.ExecInspectResponse, error) {

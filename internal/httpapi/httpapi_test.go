@@ -224,11 +224,14 @@ func TestLogs(t *testing.T) {
 
 func TestAttachCarriesBothWays(t *testing.T) {
 	e := &fakeEngine{}
-	e.attach = func(o engine.AttachOptions) error {
+	e.attach = func(ctx context.Context, o engine.AttachOptions) error {
 		o.Ready()
 		in, err := io.ReadAll(o.Streams.Stdin)
 		if err != nil {
 			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("the end of the input ended the request: %w", ctx.Err())
 		}
 		fmt.Fprintf(o.Streams.Stdout, "out:%s", in)
 		fmt.Fprintf(o.Streams.Stderr, "err:%s", in)
@@ -255,7 +258,7 @@ func TestAttachCarriesBothWays(t *testing.T) {
 }
 
 func TestAttachFailsAsAnOrdinaryAnswer(t *testing.T) {
-	e := &fakeEngine{attach: func(engine.AttachOptions) error {
+	e := &fakeEngine{attach: func(context.Context, engine.AttachOptions) error {
 		return cluster.Conflictf("You cannot attach to a stopped container, start it first")
 	}}
 	srv, _ := serve(t, e, &fakeImages{})

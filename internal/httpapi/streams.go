@@ -209,7 +209,10 @@ func (l *lazyConn) open() {
 		l.err = err
 		return
 	}
-	l.conn, l.in = conn, &clientInput{r: rw.Reader, conn: conn}
+	// Only what net/http has read already is taken from its reader: at the end
+	// of the input that one would cancel the request, which goes on.
+	early, _ := rw.Reader.Peek(rw.Reader.Buffered())
+	l.conn, l.in = conn, &clientInput{r: io.MultiReader(bytes.NewReader(early), conn), conn: conn}
 }
 
 // opened reports whether open was called.
