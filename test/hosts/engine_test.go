@@ -51,7 +51,7 @@ func TestEngine(t *testing.T) {
 		f.refused(1, "Conflict. The container name \"/web\" is already in use by container", "solo", "create --name web busybox")
 		f.refused(125, "port is already allocated", "solo", "run --rm -p 8088:80 busybox true")
 
-		do("run -d --name talker busybox sh -c", "for i in 1 2 3; do echo line $i; done; echo oops >&2; sleep 1000")
+		do("run -d --name talker busybox sh -c", "echo oops >&2; sleep 0.1; for i in 1 2 3; do echo line $i; done; sleep 1000")
 		f.eventually("the log is written", func() string {
 			if out := do("logs talker"); strings.Count(out, "line") != 3 {
 				return out
