@@ -3,13 +3,16 @@ package network
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sync/errgroup"
@@ -39,6 +42,8 @@ type firewall struct {
 	nets    map[string]*netRecord // by interface
 	forward map[portKey]netip.AddrPort
 	built   *ruleset // nil: not in the kernel
+
+	changes *gather[portChange]
 }
 
 // portKey is a published port. Addr is the zero Addr for every address of the host.
@@ -59,6 +64,7 @@ func newFirewall(ns netns.NsHandle, log *slog.Logger) *firewall {
 	f := &firewall{ns: ns, log: log, token: make(chan struct{}, 1),
 		nets: map[string]*netRecord{}, forward: map[portKey]netip.AddrPort{}}
 	f.token <- struct{}{}
+	f.changes = newGather(f.change)
 	return f
 }
 
@@ -92,57 +98,84 @@ func (f *firewall) publish(ports map[portKey]netip.AddrPort) error {
 	if len(ports) == 0 {
 		return nil
 	}
-	f.lock()
-	defer f.unlock()
-	for k, v := range ports {
-		f.forward[k] = v
-	}
-	return f.elements(ports, (*nftables.Conn).SetAddElements)
+	return f.changes.add(portChange{ports, true})
 }
 
 // withdraw takes published ports back. Ports that are not published are no error.
 func (f *firewall) withdraw(ports map[portKey]netip.AddrPort) error {
-	f.lock()
-	defer f.unlock()
-	gone := map[portKey]netip.AddrPort{}
-	for k, v := range ports {
-		if f.forward[k] == v {
-			gone[k] = v
-			delete(f.forward, k)
-		}
-	}
-	if len(gone) == 0 {
+	if len(ports) == 0 {
 		return nil
 	}
-	return f.elements(gone, (*nftables.Conn).SetDeleteElements)
+	return f.changes.add(portChange{ports, false})
 }
 
-// elements adds or deletes single elements of the port maps; when the kernel's
-// rules are not what they should be, it puts all of them back instead.
-func (f *firewall) elements(ports map[portKey]netip.AddrPort, do func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) error {
+// portChange is ports that come, or go.
+type portChange struct {
+	ports map[portKey]netip.AddrPort
+	come  bool
+}
+
+// change works on single elements of the port maps; when the kernel's rules are
+// not what they should be, it puts all of them back instead.
+func (f *firewall) change(changes []portChange) error {
+	f.lock()
+	defer f.unlock()
+	was := maps.Clone(f.forward)
+	for _, ch := range changes {
+		for k, v := range ch.ports {
+			if ch.come {
+				f.forward[k] = v
+			} else if f.forward[k] == v {
+				delete(f.forward, k)
+			}
+		}
+	}
 	if f.built == nil {
 		return f.build()
+	}
+	gone, come := without(was, f.forward), without(f.forward, was)
+	if len(gone)+len(come) == 0 {
+		return nil
 	}
 	c, err := f.conn()
 	if err != nil {
 		return err
 	}
-	anyAddr, addr := portElements(ports)
-	for _, part := range []struct {
-		set   *nftables.Set
-		elems []nftables.SetElement
-	}{{f.built.any, anyAddr}, {f.built.addr, addr}} {
-		if len(part.elems) > 0 {
-			if err := do(c, part.set, part.elems); err != nil {
-				return err
-			}
-		}
+	err = errors.Join(
+		f.elements(c, (*nftables.Conn).SetDeleteElements, gone),
+		f.elements(c, (*nftables.Conn).SetAddElements, come))
+	if err != nil {
+		return err
 	}
 	if err := c.Flush(); err != nil {
 		f.log.Info("firewall rules are put back", "err", err)
 		return f.build()
 	}
 	return nil
+}
+
+// without returns what a has and b has not, or has otherwise.
+func without(a, b map[portKey]netip.AddrPort) map[portKey]netip.AddrPort {
+	out := map[portKey]netip.AddrPort{}
+	for k, v := range a {
+		if b[k] != v {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// elements adds or deletes elements of the port maps.
+func (f *firewall) elements(c *nftables.Conn, do func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error, ports map[portKey]netip.AddrPort) error {
+	anyAddr, addr := portElements(ports)
+	var errs []error
+	if len(anyAddr) > 0 {
+		errs = append(errs, do(c, f.built.any, anyAddr))
+	}
+	if len(addr) > 0 {
+		errs = append(errs, do(c, f.built.addr, addr))
+	}
+	return errors.Join(errs...)
 }
 
 // portElements returns the elements of the two port maps.
@@ -224,8 +257,8 @@ func (b *builder) sets(ports map[portKey]netip.AddrPort) {
 			open = append(open, elem)
 		}
 	}
-	b.bridges = b.set(&nftables.Set{Name: "bridges", KeyType: nftables.TypeIFName}, open)
-	b.internal = b.set(&nftables.Set{Name: "internal", KeyType: nftables.TypeIFName}, closed)
+	b.bridges = b.set(&nftables.Set{Name: "bridges", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, open)
+	b.internal = b.set(&nftables.Set{Name: "internal", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, closed)
 	anyAddr, addr := portElements(ports)
 	to := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
 	b.rs.any = b.set(&nftables.Set{Name: "ports", IsMap: true, Concatenation: true, DataType: to,

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -22,8 +23,10 @@ const (
 
 // links works on the interfaces of the daemon's own network namespace.
 type links struct {
-	ns netns.NsHandle
-	h  *netlink.Handle
+	ns      netns.NsHandle
+	h       *netlink.Handle
+	bulk    *nl.SocketHandle
+	removal *gather[string]
 }
 
 func newLinks(ns netns.NsHandle) (*links, error) {
@@ -31,7 +34,14 @@ func newLinks(ns netns.NsHandle) (*links, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &links{ns: ns, h: h}, nil
+	bulk, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
+	l := &links{ns: ns, h: h, bulk: &nl.SocketHandle{Socket: bulk}}
+	l.removal = newGather(l.removeAll)
+	return l, nil
 }
 
 // sysctl sets a value in the daemon's namespace.
@@ -117,7 +127,41 @@ func (l *links) dressBridge(link netlink.Link, r *netRecord) error {
 func sysctlName(ifname string) string { return strings.ReplaceAll(ifname, "/", ".") }
 
 // remove deletes an interface; one that is not there is no error.
-func (l *links) remove(name string) error {
+func (l *links) remove(name string) error { return l.removal.add(name) }
+
+// leavingGroup marks interfaces that are deleted together.
+const leavingGroup = 0x736b6570
+
+// removeAll deletes interfaces. The kernel waits as long for many as for one,
+// and nobody else can change an interface meanwhile: so it is done in one go.
+func (l *links) removeAll(names []string) error {
+	if len(names) == 1 {
+		return l.removeOne(names[0])
+	}
+	for _, name := range names {
+		link, err := l.h.LinkByName(name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			continue
+		}
+		if err == nil {
+			err = l.h.LinkSetGroup(link, leavingGroup)
+		}
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("interface %s: %w", name, err)
+		}
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: l.bulk}
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(leavingGroup)))
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+func (l *links) removeOne(name string) error {
 	link, err := l.h.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil
