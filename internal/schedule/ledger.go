@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
+
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/store"
 )
@@ -17,7 +19,7 @@ type ledger struct {
 	hosts   map[string]*host
 	order   []*host // by id
 	classes map[string]*class
-	spread  map[string]map[*host]int // active tasks of a service by host
+	spread  map[string]*spread // of each service
 	tasks   map[string]*taken
 	needs   map[version]*need
 	// failing holds when tasks of a version failed on a node, oldest first.
@@ -64,9 +66,51 @@ type taken struct {
 	round  uint64
 }
 
+// spread counts a service's active tasks by host. Most services have few tasks:
+// the first host costs no map.
+type spread struct {
+	first *host
+	n     int
+	more  map[*host]int
+}
+
+func (s *spread) of(h *host) int {
+	if s.first == h {
+		return s.n
+	}
+	return s.more[h]
+}
+
+// add counts n more on h; it reports whether nothing is left.
+func (s *spread) add(h *host, n int) (empty bool) {
+	switch {
+	case s.first == h || s.first == nil && s.more[h] == 0:
+		s.first, s.n = h, s.n+n
+		if s.n == 0 {
+			s.first = nil
+		}
+	default:
+		if s.more == nil {
+			s.more = map[*host]int{}
+		}
+		if s.more[h] += n; s.more[h] == 0 {
+			delete(s.more, h)
+		}
+	}
+	return s.first == nil && len(s.more) == 0
+}
+
+// running counts the active tasks of a service on a host.
+func (l *ledger) running(service string, h *host) int {
+	if s := l.spread[service]; s != nil {
+		return s.of(h)
+	}
+	return 0
+}
+
 func newLedger() *ledger {
 	return &ledger{
-		hosts: map[string]*host{}, classes: map[string]*class{}, spread: map[string]map[*host]int{},
+		hosts: map[string]*host{}, classes: map[string]*class{}, spread: map[string]*spread{},
 		tasks: map[string]*taken{}, needs: map[version]*need{}, failing: map[version]map[string][]time.Time{},
 	}
 }
@@ -269,10 +313,11 @@ func (l *ledger) retake(k *taken, t *cluster.Task, h *host, v store.View) {
 func (l *ledger) need(of version, v store.View) *need {
 	n := l.needs[of]
 	if n == nil {
-		n = needOf(of.service, nil)
+		var spec *swarm.ServiceSpec
 		if sv := v.SpecOf(of.service, of.version); sv != nil {
-			n = needOf(of.service, sv.Spec)
+			spec = sv.Spec
 		}
+		n = needOf(spec)
 		l.needs[of] = n
 	}
 	return n
@@ -285,10 +330,10 @@ func (l *ledger) add(k *taken) {
 		k.host.class.stale = true
 		s := l.spread[k.of.service]
 		if s == nil {
-			s = map[*host]int{}
+			s = &spread{}
 			l.spread[k.of.service] = s
 		}
-		s[k.host]++
+		s.add(k.host, 1)
 	}
 	if k.holds {
 		k.host.hold(k.need, 1)
@@ -300,11 +345,7 @@ func (l *ledger) drop(k *taken) {
 	if k.active {
 		k.host.total--
 		k.host.class.stale = true
-		s := l.spread[k.of.service]
-		if s[k.host]--; s[k.host] == 0 {
-			delete(s, k.host)
-		}
-		if len(s) == 0 {
+		if s := l.spread[k.of.service]; s.add(k.host, -1) {
 			delete(l.spread, k.of.service)
 		}
 	}

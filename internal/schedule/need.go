@@ -12,7 +12,6 @@ import (
 
 // need is what the tasks of one version of a service ask of a node.
 type need struct {
-	service     string
 	constraints []cluster.Constraint // those that a class answers
 	ofOneNode   []cluster.Constraint // those that each node answers for itself
 	unreadable  bool                 // constraints that nothing satisfies
@@ -31,8 +30,8 @@ type hostPort struct {
 	port  uint32
 }
 
-func needOf(service string, spec *swarm.ServiceSpec) *need {
-	n := &need{service: service}
+func needOf(spec *swarm.ServiceSpec) *need {
+	n := &need{}
 	if spec == nil {
 		return n
 	}

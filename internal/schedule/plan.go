@@ -60,7 +60,9 @@ func (l *ledger) Plan(now time.Time, v store.View) pass.Todo {
 		}
 		groups[of].tasks = append(groups[of].tasks, t)
 	}
-	p := &planner{ledger: l, v: v, todo: todo}
+	p := &planner{ledger: l, v: v, todo: todo, scratch: newScratch(waitingIn(groups))}
+	p.todo = slices.Grow(p.todo, p.left)
+	l.tentative = slices.Grow(l.tentative, p.left)
 	for _, t := range preassigned {
 		p.confirm(t)
 	}
@@ -68,6 +70,13 @@ func (l *ledger) Plan(now time.Time, v store.View) pass.Todo {
 		p.place(g)
 	}
 	return p.todo
+}
+
+func waitingIn(groups map[version]*group) (n int) {
+	for _, g := range groups {
+		n += len(g.tasks)
+	}
+	return n
 }
 
 // inOrder sorts groups by who waits longest.
@@ -90,6 +99,43 @@ type planner struct {
 	*ledger
 	v    store.View
 	todo pass.Todo
+	scratch
+}
+
+// scratch is memory that one pass uses over and over: a pass may place a hundred
+// thousand tasks of as many services.
+type scratch struct {
+	left     int // how many tasks may still be placed
+	tasks    []cluster.Task
+	changes  []store.Change
+	assigned cluster.Status
+	out      []*host
+	seen     []*host
+	classes  []*class
+	rest     heap[ranked]
+}
+
+func newScratch(waiting int) scratch {
+	return scratch{
+		left: waiting, assigned: cluster.Status{State: cluster.StateAssigned, Message: assigned},
+		rest: heap[ranked]{less: better},
+	}
+}
+
+// assign is the write that gives a task its node.
+func (p *planner) assign(t *cluster.Task, h *host) []store.Change {
+	if len(p.scratch.tasks) == 0 {
+		n := max(1, min(p.left, 512))
+		p.left -= n
+		p.scratch.tasks, p.changes = make([]cluster.Task, n), make([]store.Change, 2*n)
+	}
+	c, group := &p.scratch.tasks[0], p.changes[:2:2]
+	p.scratch.tasks, p.changes = p.scratch.tasks[1:], p.changes[2:]
+	*c = *t
+	c.NodeID = h.node.ID
+	group[0] = store.UpdateTask(c)
+	group[1] = store.Change{Op: store.OpStatus, Kind: store.KindTask, ID: t.ID, Status: &p.assigned}
+	return group
 }
 
 // confirm lets a task go to the node it was made for, if it can run there.
@@ -104,7 +150,7 @@ func (p *planner) confirm(t *cluster.Task) {
 	}
 	of := version{t.ServiceID, t.SpecVersion}
 	n := p.need(of, p.v)
-	if why := n.obstacleOn(h, p.spread[t.ServiceID][h]); why != none {
+	if why := n.obstacleOn(h, p.running(t.ServiceID, h)); why != none {
 		var counts [obstacles]int
 		counts[why] = 1
 		p.explain(t, explanation(counts))
@@ -129,14 +175,8 @@ func (p *planner) place(g *group) {
 	} else {
 		hosts = p.lightest(g.of, n, len(g.tasks))
 	}
-	slab := make([]cluster.Task, len(hosts))
-	changes := make([]store.Change, 0, 2*len(hosts))
 	for i, h := range hosts {
-		slab[i] = *g.tasks[i]
-		slab[i].NodeID = h.node.ID
-		changes = append(changes, store.UpdateTask(&slab[i]),
-			store.SetStatus(slab[i].ID, cluster.Status{State: cluster.StateAssigned, Message: assigned}))
-		p.todo.Add(changes[2*i : 2*i+2 : 2*i+2]...)
+		p.todo = append(p.todo, p.assign(g.tasks[i], h))
 	}
 	left := g.tasks[len(hosts):]
 	if len(left) == 0 {
@@ -160,16 +200,15 @@ func (p *planner) explain(t *cluster.Task, why string) {
 // look at every node.
 func (p *planner) lightest(of version, n *need, count int) []*host {
 	classes := p.fitting(n)
-	out := make([]*host, 0, count)
-	var seen []*host // off their heaps for now
-	rest := heap[ranked]{less: better}
+	out, seen, rest := p.out[:0], p.seen[:0], &p.rest // seen: off their heaps for now
+	rest.items = rest.items[:0]
 	for len(out) < count {
 		h := popLightest(classes)
 		if h == nil {
 			break
 		}
 		seen = append(seen, h)
-		ofService, failures := p.spread[of.service][h], p.failures(of, h)
+		ofService, failures := p.running(of.service, h), p.failures(of, h)
 		if ofService > 0 || failures > 0 {
 			rest.push(ranked{h, failures, ofService})
 			continue
@@ -197,13 +236,14 @@ func (p *planner) lightest(of version, n *need, count int) []*host {
 	for _, c := range classes {
 		c.stale = false // put kept the heap
 	}
+	p.out, p.seen = out, seen
 	return out
 }
 
 // fitting lists the classes that a need allows, their hosts in heap order.
 func (p *planner) fitting(n *need) []*class {
-	var out []*class
-	for _, c := range p.classes {
+	out := p.scratch.classes[:0]
+	for _, c := range p.ledger.classes {
 		if n.classObstacle(c) != none {
 			continue
 		}
@@ -214,6 +254,7 @@ func (p *planner) fitting(n *need) []*class {
 		}
 		out = append(out, c)
 	}
+	p.scratch.classes = out
 	return out
 }
 
@@ -274,7 +315,7 @@ func explanation(counts [obstacles]int) string {
 func (p *planner) whyNot(of version, n *need) string {
 	var counts [obstacles]int
 	for _, h := range p.order {
-		counts[n.obstacleOn(h, p.spread[of.service][h])]++
+		counts[n.obstacleOn(h, p.running(of.service, h))]++
 	}
 	if words := explanation(counts); words != "" {
 		return "no suitable node (" + words + ")"

@@ -21,7 +21,7 @@ type branch struct {
 func (p *planner) evenly(of version, n *need, count int) []*host {
 	root := &branch{}
 	for _, h := range p.order {
-		ofService := p.spread[of.service][h]
+		ofService := p.running(of.service, h)
 		if n.obstacleOn(h, ofService) != none {
 			continue
 		}
