@@ -87,6 +87,13 @@ func (l *ledger) follow(v store.View) {
 	}
 	for _, t := range v.Tasks() {
 		if t.Status.State.Terminal() || len(t.Networks) == 0 {
+			if l.round == 1 { // a new leader goes on where the last one was
+				for _, at := range t.Networks {
+					if p := l.pools[at.NetworkID]; p != nil {
+						p.goOnAfter(at.Addr, t.CreatedAt.UnixNano())
+					}
+				}
+			}
 			continue // its record goes below, with those that are gone
 		}
 		if h, changed := l.touch("t/"+t.ID, t.Wants); changed {

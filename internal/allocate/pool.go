@@ -58,9 +58,16 @@ func (p *pool) take(a netip.Addr, created int64) {
 	if p.held[n]++; p.held[n] == 1 && n >= p.lo && n <= p.hi {
 		p.inRange++
 	}
-	if created >= p.lastUsed && n >= p.lo && n <= p.hi && created > 0 {
-		p.lastUsed = created
-		p.next = n + 1
+	p.goOnAfter(a, created)
+}
+
+// goOnAfter lets the search go on behind a if its holder was the youngest so far.
+func (p *pool) goOnAfter(a netip.Addr, created int64) {
+	if !a.Is4() || created <= 0 || created < p.lastUsed {
+		return
+	}
+	if n := number(a); n >= p.lo && n <= p.hi {
+		p.lastUsed, p.next = created, n+1
 	}
 }
 
