@@ -66,7 +66,7 @@ func (s *Server) admit(ctx context.Context, in *IssueRequest) (*IssueReply, erro
 	}
 	n := &cluster.Node{
 		ID:     cluster.NewID(),
-		Spec:   &swarm.NodeSpec{Role: role, Availability: avail},
+		Spec:   &swarm.NodeSpec{Annotations: swarm.Annotations{Labels: map[string]string{}}, Role: role, Availability: avail},
 		Role:   role,
 		Status: cluster.NodeStatus{State: swarm.NodeStateUnknown},
 	}
@@ -79,6 +79,21 @@ func (s *Server) admit(ctx context.Context, in *IssueRequest) (*IssueReply, erro
 	}
 	s.Log.Info("node was admitted", "node", n.ID, "role", role)
 	return rep, nil
+}
+
+// Renew signs a new certificate for this manager itself, while it leads: with
+// the root's key at hand nobody else need be asked.
+func (s *Server) Renew(csr []byte) ([]byte, error) {
+	id := s.Identity.Peer().NodeID
+	n := s.Store.View().Node(id)
+	if s.lead.Load() == nil || n == nil {
+		return nil, cluster.ErrNotLeader
+	}
+	rep, err := s.sign(csr, id, CertificateRole(n))
+	if err != nil {
+		return nil, err
+	}
+	return rep.Cert, nil
 }
 
 // ParseAvailability checks an availability; "" is active.

@@ -525,6 +525,3 @@ func (c *Client) Call(ctx context.Context, name string, in any, out redirecter) 
 	}
 	return last
 }
-
-// Reset closes the connections of calls: what they were made with has changed.
-func (c *Client) Reset() { c.peers.reset() }

@@ -14,15 +14,17 @@ import (
 	"github.com/skep-dev/skep/internal/pki"
 )
 
-// conns are this node's connections to managers, by address.
+// conns are this node's connections to managers, by address. They are made anew
+// after the certificate was: the old one's end, or role, would count against them.
 type conns struct {
 	codec *codec
 	id    *pki.Identity
 	dial  Dialer
 
-	mu   sync.Mutex
-	open map[string]*grpc.ClientConn
-	done bool
+	mu    sync.Mutex
+	open  map[string]*grpc.ClientConn
+	stale <-chan struct{} // closed when what open was made with has changed
+	done  bool
 }
 
 // connect returns a new connection to a manager; creds nil means as this node.
@@ -48,6 +50,17 @@ func (c *conns) to(addr string) (*grpc.ClientConn, error) {
 	if c.done {
 		return nil, errors.New("the node is shutting down")
 	}
+	select {
+	case <-c.stale:
+		for _, cc := range c.open {
+			cc.Close()
+		}
+		c.open, c.stale = nil, nil
+	default:
+	}
+	if c.stale == nil {
+		c.stale = c.id.Changed()
+	}
 	if cc := c.open[addr]; cc != nil {
 		return cc, nil
 	}
@@ -71,21 +84,13 @@ func (c *conns) call(ctx context.Context, addr, name string, in, out any) error 
 	return fromGRPC(cc.Invoke(ctx, method(name), in, out))
 }
 
-// reset closes all connections: what they were made with has changed.
-func (c *conns) reset() {
-	c.mu.Lock()
-	open := c.open
-	c.open = nil
-	c.mu.Unlock()
-	for _, cc := range open {
-		cc.Close()
-	}
-}
-
-// close is reset for good.
+// close closes all connections for good.
 func (c *conns) close() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.done = true
-	c.mu.Unlock()
-	c.reset()
+	for _, cc := range c.open {
+		cc.Close()
+	}
+	c.open = nil
 }
