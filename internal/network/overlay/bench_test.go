@@ -133,3 +133,28 @@ func (l *lab) stream(ns, addr string) float64 {
 	}
 	return float64(sent) * 8 / 1e9 / time.Since(start).Seconds()
 }
+
+// BenchmarkAttach is a container coming and going in a network of five services.
+func BenchmarkAttach(b *testing.B) {
+	l := newLab(b)
+	h := l.hosts[1]
+	if err := h.Apply(context.Background(), true, crowd(5).items(1)); err != nil {
+		b.Fatal(err)
+	}
+	l.netns("skov-b")
+	var in, out time.Duration
+	n := 0
+	for b.Loop() {
+		start := time.Now()
+		h.attach("crowd", "b", "skov-b", "10.32.250.1", "eth0", nil)
+		in += time.Since(start)
+		start = time.Now()
+		if err := h.Detach(context.Background(), "crowd", "b"); err != nil {
+			b.Fatal(err)
+		}
+		out += time.Since(start)
+		n++
+	}
+	b.ReportMetric(in.Seconds()*1e3/float64(n), "ms/attach")
+	b.ReportMetric(out.Seconds()*1e3/float64(n), "ms/detach")
+}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -83,10 +84,13 @@ func TestMesh(t *testing.T) {
 	t.Run("45 paths", func(t *testing.T) { testPaths(t, l) })
 	t.Run("strict reverse path filter", func(t *testing.T) { testStrict(t, l) })
 	t.Run("large without ICMP", func(t *testing.T) { testLarge(t, l) })
+	t.Run("narrow path to the client", func(t *testing.T) { testNarrowClient(t, l) })
+	t.Run("nobody listens", func(t *testing.T) { testDeaf(t, l) })
 	t.Run("from another bridge", func(t *testing.T) { testLocalBridge(t, l) })
 	t.Run("no back end", func(t *testing.T) { testMeshRefused(t, l) })
 	t.Run("outward", func(t *testing.T) { testOutward(t, l) })
 	t.Run("restart", func(t *testing.T) { testMeshRestart(t, l, p) })
+	t.Run("under load", func(t *testing.T) { testUnderLoad(t, l, p) })
 	t.Run("a back end moves", func(t *testing.T) { testMeshMove(t, l, p) })
 	t.Run("a back end vanishes", func(t *testing.T) { testMeshVanish(t, l) })
 	t.Run("port in use", func(t *testing.T) { testConflict(t, l, p) })
@@ -149,6 +153,13 @@ func testLarge(t *testing.T, l *lab) {
 	for _, ns := range []string{"skov-cl2", "skov-c2"} {
 		l.nft(ns, rules)
 	}
+	testBulk(t, l)
+	for _, ns := range []string{"skov-cl2", "skov-c2"} {
+		l.nft(ns, "delete table ip deaf")
+	}
+}
+
+func testBulk(t *testing.T, l *lab) {
 	for _, node := range []string{"10.99.0.1", "10.99.0.2"} {
 		c := l.talk("skov-cl2", node+":8080")
 		const size = 1 << 20
@@ -159,9 +170,39 @@ func testLarge(t *testing.T, l *lab) {
 		}
 		c.Close()
 	}
-	for _, ns := range []string{"skov-cl2", "skov-c2"} {
-		l.nft(ns, "delete table ip deaf")
+}
+
+// testNarrowClient: a router's word on the size of packets finds its way to the
+// task.
+func testNarrowClient(t *testing.T, l *lab) {
+	l.ip("skov-u", "route add 192.0.2.10/32 dev uc2 mtu lock 1300")
+	testBulk(t, l)
+	l.ip("skov-u", "route del 192.0.2.10/32 dev uc2")
+	if out := l.ip("skov-c2", "route get 192.0.2.10"); !strings.Contains(out, "mtu 1300") {
+		t.Errorf("the task did not need to learn of it: %s", out)
 	}
+	l.ip("skov-c2", "route flush cache")
+}
+
+// testDeaf: a task that does not listen on the port says so to the client.
+func testDeaf(t *testing.T, l *lab) {
+	s := ingressPlan().services[0]
+	s.ServiceID, s.Name = "deaf", "deaf"
+	for i := range s.Ports {
+		s.Ports[i].PublishedPort, s.Ports[i].TargetPort = 8083, 99
+	}
+	e := ingressPlan().endpoints[0]
+	e.ServiceID = "deaf"
+	l.change(endpointItem(e), cluster.Item{Kind: cluster.ItemService, ID: "ingress/deaf", Service: &s})
+	for _, p := range meshPaths {
+		for _, kind := range []string{"tcp", "udp"} {
+			if got, err := l.ask("skov-"+p.from, kind, p.to+":8083"); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s from %s to %s: %q, %v; want connection refused", kind, p.from, p.to, got, err)
+			}
+		}
+	}
+	e.ServiceID = "web"
+	l.change(endpointItem(e), cluster.Item{Kind: cluster.ItemService, ID: "ingress/deaf"})
 }
 
 // testLocalBridge: a container of host 1 that is not the swarm's, on a bridge
@@ -208,6 +249,8 @@ func testOutward(t *testing.T, l *lab) {
 }
 
 func testMeshRestart(t *testing.T, l *lab, p *plan) {
+	kept := l.talk("skov-cl2", "10.99.0.1:8080")
+	defer kept.Close()
 	for i := 1; i <= 2; i++ {
 		l.hosts[i].restart()
 	}
@@ -219,6 +262,43 @@ func testMeshRestart(t *testing.T, l *lab, p *plan) {
 	l.hosts[2].attach("ingress", "m2", "skov-c2", "10.0.9.12", "eth0", gw)
 	l.tell(p)
 	testPaths(t, l)
+	if err := kept.say(); err != nil {
+		t.Errorf("a connection from before the restart: %v", err)
+	}
+}
+
+// testUnderLoad: two tasks take turns in serving, as in a rolling update, and no
+// request is lost.
+func testUnderLoad(t *testing.T, l *lab, p *plan) {
+	e1, e2 := p.endpoints[1], p.endpoints[0]
+	e1.ServiceID = "web"
+	var load sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	asked, kinds := make([]int, 3), []string{"tcp", "udp", "udpun"}
+	for i, kind := range kinds {
+		load.Go(func() {
+			for ctx.Err() == nil {
+				if got, err := l.ask("skov-cl2", kind, "10.99.0.3:8080"); err != nil {
+					t.Errorf("%s: %q, %v", kind, got, err)
+				}
+				asked[i]++
+			}
+		})
+	}
+	for i := range 60 {
+		e1.Serving, e2.Serving = true, true
+		l.change(endpointItem(e1), endpointItem(e2))
+		e1.Serving, e2.Serving = i%2 == 0, i%2 == 1
+		l.change(endpointItem(e1), endpointItem(e2))
+	}
+	cancel()
+	load.Wait()
+	for i, n := range asked {
+		if n == 0 {
+			t.Errorf("%s: nothing was asked", kinds[i])
+		}
+	}
+	l.tell(p)
 }
 
 // testMeshMove: the task gets a second one beside it, then leaves.
@@ -226,6 +306,8 @@ func testMeshMove(t *testing.T, l *lab, p *plan) {
 	// A UDP flow that is kept, from one socket to one port, moves too.
 	kept := l.flow("skov-cl1", "10.99.0.1:8080")
 	defer kept.Close()
+	open := l.talk("skov-cl1", "10.99.0.3:8080")
+	defer open.Close()
 	if got := kept.say(); got != "m2 10.99.0.100" {
 		t.Errorf("the flow: %q", got)
 	}
@@ -250,6 +332,9 @@ func testMeshMove(t *testing.T, l *lab, p *plan) {
 		if got, err := l.ask("skov-cl2", "tcp", "10.99.0.3:8080"); got != "m1 192.0.2.10" || err != nil {
 			t.Fatalf("after m2 left: %q, %v", got, err)
 		}
+	}
+	if err := open.say(); err != nil {
+		t.Errorf("an established connection to m2: %v", err)
 	}
 	if got := kept.say(); got != "m1 10.99.0.100" {
 		t.Errorf("the flow after m2 left: %q", got)
