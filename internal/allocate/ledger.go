@@ -87,7 +87,7 @@ func (l *ledger) follow(v store.View) {
 	}
 	for _, t := range v.Tasks() {
 		if t.Status.State.Terminal() || len(t.Networks) == 0 {
-			if l.round == 1 { // a new leader goes on where the last one was
+			if l.round == 1 { // it may be the last to have been given one
 				for _, at := range t.Networks {
 					if p := l.pools[at.NetworkID]; p != nil {
 						p.goOnAfter(at.Addr, t.CreatedAt.UnixNano())
@@ -162,7 +162,10 @@ func (l *ledger) hold(h *hold, networkID string, a netip.Addr, created time.Time
 	}
 	h.addrs = append(h.addrs, addr{networkID, a})
 	if p := l.pools[networkID]; p != nil {
-		p.take(a, created.UnixNano())
+		p.take(a)
+		if l.round == 1 { // a new leader goes on where the last one was
+			p.goOnAfter(a, created.UnixNano())
+		}
 	}
 }
 
@@ -230,7 +233,7 @@ func (l *ledger) claim(networkID string, a netip.Addr) bool {
 	if p == nil || !p.subnet.Contains(a) || p.holds(a) {
 		return false
 	}
-	p.take(a, 0)
+	p.take(a)
 	l.tentative = append(l.tentative, addr{networkID, a})
 	return true
 }

@@ -27,7 +27,7 @@ func newPool(subnet, rang netip.Prefix, gateway netip.Addr) *pool {
 	}
 	p.next = p.lo
 	if gateway.IsValid() {
-		p.take(gateway, 0)
+		p.take(gateway)
 	}
 	return p
 }
@@ -49,8 +49,8 @@ func address(n uint32) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// take notes that a is held, by one created at the given time.
-func (p *pool) take(a netip.Addr, created int64) {
+// take notes that a is held.
+func (p *pool) take(a netip.Addr) {
 	if !a.Is4() {
 		return
 	}
@@ -58,7 +58,6 @@ func (p *pool) take(a netip.Addr, created int64) {
 	if p.held[n]++; p.held[n] == 1 && n >= p.lo && n <= p.hi {
 		p.inRange++
 	}
-	p.goOnAfter(a, created)
 }
 
 // goOnAfter lets the search go on behind a if its holder was the youngest so far.
@@ -66,9 +65,11 @@ func (p *pool) goOnAfter(a netip.Addr, created int64) {
 	if !a.Is4() || created <= 0 || created < p.lastUsed {
 		return
 	}
-	if n := number(a); n >= p.lo && n <= p.hi {
-		p.lastUsed, p.next = created, n+1
+	n := number(a)
+	if n < p.lo || n > p.hi || created == p.lastUsed && n < p.next {
+		return
 	}
+	p.lastUsed, p.next = created, n+1
 }
 
 func (p *pool) free(a netip.Addr) {
@@ -101,7 +102,7 @@ func (p *pool) give() (a netip.Addr, ok bool) {
 			n = p.lo
 		}
 		if p.held[n] == 0 {
-			p.take(address(n), 0)
+			p.take(address(n))
 			p.next = n + 1
 			return address(n), true
 		}
