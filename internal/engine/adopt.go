@@ -6,7 +6,6 @@ import (
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/task"
-	ctrmount "github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -106,12 +105,6 @@ func (e *Engine) finish(c *ctr, r *run, end stdio.Exit) {
 	e.work.Go(func() { e.ended(context.WithoutCancel(e.ctx), c, r, end) })
 }
 
-func (e *Engine) forceUnmount(path string) {
-	if err := ctrmount.UnmountRecursive(path, 0); err != nil {
-		e.log.Warn("still mounted", "path", path, "err", err)
-	}
-}
-
 // sweepSnapshots removes containers' snapshots that no record knows.
 func (e *Engine) sweepSnapshots(ctx context.Context) error {
 	sn := e.layers.Client.SnapshotService(e.layers.Snapshotter)
@@ -130,4 +123,3 @@ func (e *Engine) sweepSnapshots(ctx context.Context) error {
 	}
 	return errors.Join(append(errs, err)...)
 }
-

@@ -91,10 +91,10 @@ type ctr struct {
 
 	mu      sync.Mutex
 	rec     record
-	run     *run           // the current or last run; nil before the first
-	changed chan struct{}  // closed and replaced at each exit and at removal
-	exits   uint64         // how many times it has ended
-	removed bool           //
+	run     *run          // the current or last run; nil before the first
+	changed chan struct{} // closed and replaced at each exit and at removal
+	exits   uint64        // how many times it has ended
+	removed bool          //
 	pending []*pendingAttach
 	cancel  context.CancelFunc // ends the wait of a restart that is due
 	streak  int                // restarts in a row, for the back-off

@@ -251,5 +251,5 @@ func (e *Engine) unbuild(ctx context.Context, rec record, volumes bool) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // the record stays, so that it can be tried again
 	}
-	return errors.Join(os.RemoveAll(e.dir(rec.ID)), os.RemoveAll(rec.RunDir))
+	return errors.Join(os.RemoveAll(e.dir(rec.ID)), removeBundle(rec.RunDir))
 }

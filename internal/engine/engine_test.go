@@ -202,7 +202,7 @@ func (r *rig) exec(id string, cmd ...string) (string, int) {
 	r.t.Helper()
 	xid, err := r.ExecCreate(r.t.Context(), id, container.ExecCreateRequest{Cmd: cmd, AttachStdout: true, AttachStderr: true})
 	r.must(err)
-	var out bytes.Buffer
+	var out lockedBuffer
 	r.must(r.ExecStart(r.t.Context(), xid, false, nil, Streams{Stdout: &out, Stderr: &out}, nil))
 	insp, err := r.ExecInspect(r.t.Context(), xid)
 	r.must(err)

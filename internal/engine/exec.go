@@ -155,7 +155,7 @@ type execIO struct {
 }
 
 // launchExec starts the process and begins to copy its output.
-func (e *Engine) launchExec(ctx context.Context, x *execution, rec record, size *[2]uint, s Streams) (p *execIO, err error) {
+func (e *Engine) launchExec(ctx context.Context, x *execution, rec record, size *[2]uint, s Streams) (*execIO, error) {
 	ctx = e.whole(ctx)
 	x.c.mu.Lock()
 	r := x.c.run
@@ -172,20 +172,18 @@ func (e *Engine) launchExec(ctx context.Context, x *execution, rec record, size 
 		ID: rec.ID, ExecID: x.id, Terminal: x.req.Tty,
 		Spec: &anypb.Any{TypeUrl: processType, Value: spec},
 	}
-	if p, err = openExecIO(rec, x, s, req); err != nil {
+	p, err := openExecIO(rec, x, s, req)
+	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			p.close()
-		}
-	}()
 	if _, err := r.shim.Tasks.Exec(ctx, req); err != nil {
+		p.close()
 		return nil, execError(err)
 	}
 	started, err := r.shim.Tasks.Start(ctx, &taskapi.StartRequest{ID: rec.ID, ExecID: x.id})
 	if err != nil {
 		_, _ = r.shim.Tasks.Delete(ctx, &taskapi.DeleteRequest{ID: rec.ID, ExecID: x.id})
+		p.close()
 		x.setEnd(execCode(err))
 		return nil, execError(err)
 	}
@@ -198,8 +196,8 @@ func (e *Engine) launchExec(ctx context.Context, x *execution, rec record, size 
 	return p, nil
 }
 
-func openExecIO(rec record, x *execution, s Streams, req *taskapi.ExecProcessRequest) (p *execIO, err error) {
-	p = &execIO{dir: filepath.Join(rec.RunDir, "x"+x.id[:16])}
+func openExecIO(rec record, x *execution, s Streams, req *taskapi.ExecProcessRequest) (_ *execIO, err error) {
+	p := &execIO{dir: filepath.Join(rec.RunDir, "x"+x.id[:16])}
 	if s.Stdin == nil && s.Stdout == nil && s.Stderr == nil && !x.req.Tty {
 		return p, nil
 	}
@@ -474,4 +472,3 @@ func (e *Engine) trimExecs(id string) {
 		delete(e.execs, done[i].id)
 	}
 }
-

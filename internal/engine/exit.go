@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,6 +100,7 @@ func (e *Engine) clear(ctx context.Context, rec *record, r *run) {
 	if r.shim != nil {
 		_, err := r.shim.Tasks.Delete(ctx, &taskapi.DeleteRequest{ID: rec.ID})
 		if err != nil {
+			note("process", err)
 			e.forceDelete(ctx, *rec)
 		}
 		e.pool.Release(ctx, r.shim)
@@ -107,7 +109,21 @@ func (e *Engine) clear(ctx context.Context, rec *record, r *run) {
 	}
 	note("network", e.leave(ctx, rec))
 	note("volumes", e.releaseVolumes(ctx, *rec))
-	note("bundle", os.RemoveAll(rec.RunDir))
+	note("bundle", removeBundle(rec.RunDir))
+}
+
+// removeBundle removes a bundle, but never through a file system that is still
+// mounted in it.
+func removeBundle(dir string) error {
+	if err := os.Remove(filepath.Join(dir, "rootfs")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := ctrmount.UnmountRecursive(filepath.Join(dir, "rootfs"), 0); err != nil {
+			return err
+		}
+		if err := os.Remove(filepath.Join(dir, "rootfs")); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(dir)
 }
 
 // forceDelete removes what runc and the kernel still have of a container whose

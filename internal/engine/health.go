@@ -241,4 +241,3 @@ func (e *Engine) oomKilled(rec record) bool {
 	}
 	return cgroupValue(data, "oom_kill") > 0
 }
-

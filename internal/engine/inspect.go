@@ -182,4 +182,3 @@ func (e *Engine) VolumeUsers(name string) []string {
 	}
 	return ids
 }
-

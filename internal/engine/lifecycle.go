@@ -15,7 +15,8 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/sys/signal"
 
-	"github.com/skep-dev/skep/internal/cluster")
+	"github.com/skep-dev/skep/internal/cluster"
+)
 
 // Stop sends the stop signal, then after the timeout KILL; on an ended container
 // it does nothing.

@@ -212,7 +212,7 @@ func (f *filter) passes(rec record) bool {
 	case f.before != nil && !rec.Created.Before(f.before.Created):
 	case f.since != nil && !rec.Created.After(f.since.Created):
 	case len(f.exited) > 0 && !(f.exited[rec.State.ExitCode] && !rec.State.running() && !rec.State.Finished.IsZero()):
-	case len(f.names) > 0 && !slices.ContainsFunc(f.names, func(re *regexp.Regexp) bool { return re.MatchString(rec.Name) || re.MatchString("/" + rec.Name) }):
+	case len(f.names) > 0 && !slices.ContainsFunc(f.names, func(re *regexp.Regexp) bool { return re.MatchString(rec.Name) || re.MatchString("/"+rec.Name) }):
 	case len(want["id"]) > 0 && !anyPrefix(want["id"], rec.ID, ""):
 	case !hasLabels(rec.Config.Labels, want["label"]):
 	case len(want["status"]) > 0 && !want["status"][string(rec.State.Status)]:

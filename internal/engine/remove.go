@@ -174,8 +174,7 @@ func (e *Engine) sweep(ctx context.Context) error {
 	for _, entry := range entries {
 		if !keep[entry.Name()] {
 			path := filepath.Join(dir, entry.Name())
-			e.forceUnmount(filepath.Join(path, "rootfs"))
-			errs = append(errs, os.RemoveAll(path))
+			errs = append(errs, removeBundle(path))
 		}
 	}
 	errs = append(errs, e.sweepSnapshots(ctx))

@@ -245,7 +245,9 @@ func capName(c string) string {
 func (e *Engine) namespaces(rec record, netns string) ([]specs.LinuxNamespace, error) {
 	hc := rec.HostConfig
 	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
-	add := func(t specs.LinuxNamespaceType, path string) { list = append(list, specs.LinuxNamespace{Type: t, Path: path}) }
+	add := func(t specs.LinuxNamespaceType, path string) {
+		list = append(list, specs.LinuxNamespace{Type: t, Path: path})
+	}
 	if !hc.NetworkMode.IsHost() {
 		add(specs.NetworkNamespace, netns)
 	}

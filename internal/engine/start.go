@@ -104,7 +104,7 @@ func (e *Engine) launch(ctx context.Context, c *ctr, rec *record) (r *run, err e
 			}
 		}
 	}()
-	undo = append(undo, func() { _ = e.releaseVolumes(ctx, *rec); _ = os.RemoveAll(rec.RunDir) })
+	undo = append(undo, func() { _ = e.releaseVolumes(ctx, *rec); _ = removeBundle(rec.RunDir) })
 	binds, err := e.bindMounts(ctx, *rec)
 	if err != nil {
 		return nil, err

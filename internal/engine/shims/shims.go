@@ -138,11 +138,7 @@ func (p *Pool) place() *Shim {
 	var best *Shim
 	for _, name := range p.names() {
 		s := p.shims[name]
-		if s.gone() {
-			delete(p.shims, name)
-			continue
-		}
-		if s.used < p.cfg.Places && (best == nil || s.used > best.used) {
+		if !s.gone() && s.used < p.cfg.Places && (best == nil || s.used > best.used) {
 			best = s
 		}
 	}
@@ -161,11 +157,12 @@ func (p *Pool) names() []string {
 	return names
 }
 
-// Release gives a place back. An empty shim is told to leave if another has room.
+// Release gives a place back. An empty shim is told to leave if another has room;
+// one that died is forgotten with its last container.
 func (p *Pool) Release(ctx context.Context, s *Shim) {
 	p.mu.Lock()
 	s.used--
-	leave := false
+	leave := s.used == 0 && s.gone()
 	if s.used == 0 {
 		for _, other := range p.shims {
 			leave = leave || (other != s && other.used < p.cfg.Places && !other.gone())
