@@ -14,7 +14,7 @@ func (s *Server) configList(w http.ResponseWriter, r *http.Request) error {
 	if err := checkFilters(filters, "id", "label", "name", "names"); err != nil {
 		return err
 	}
-	list, err := s.Swarm.Configs(r.Context(), filters)
+	list, err := s.control().Configs(r.Context(), filters)
 	if err != nil {
 		return err
 	}
@@ -22,7 +22,7 @@ func (s *Server) configList(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) configInspect(w http.ResponseWriter, r *http.Request) error {
-	v, err := s.Swarm.Config(r.Context(), r.PathValue("id"))
+	v, err := s.control().Config(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}
@@ -34,7 +34,7 @@ func (s *Server) configCreate(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &spec); err != nil {
 		return err
 	}
-	id, err := s.Swarm.CreateConfig(r.Context(), spec)
+	id, err := s.control().CreateConfig(r.Context(), spec)
 	if err != nil {
 		return err
 	}
@@ -50,9 +50,9 @@ func (s *Server) configUpdate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.Swarm.UpdateConfig(r.Context(), r.PathValue("id"), version, spec)
+	return s.control().UpdateConfig(r.Context(), r.PathValue("id"), version, spec)
 }
 
 func (s *Server) configRemove(w http.ResponseWriter, r *http.Request) error {
-	return noContent(w, s.Swarm.RemoveConfig(r.Context(), r.PathValue("id")))
+	return noContent(w, s.control().RemoveConfig(r.Context(), r.PathValue("id")))
 }

@@ -28,15 +28,19 @@ const (
 )
 
 // Server answers the Engine API with the help of the rooms in its fields. Without
-// a Swarm it is that of a node that can join none; the others must be set.
+// Member, Control and Logs it is that of a node that can join no swarm; the
+// others must be set.
 type Server struct {
 	Host       Host
 	Containers Containers
 	Images     Images
 	Volumes    Volumes
 	Networks   Networks
-	Swarm      Swarm
-	Log        *slog.Logger
+	Member     Member
+	// Control returns the swarm's state, or why this node cannot tell it.
+	Control func() (Control, error)
+	Logs    TaskLogs
+	Log     *slog.Logger
 }
 
 // handler answers one request. An error that is returned before the first byte
@@ -63,8 +67,11 @@ func (s *Server) routes() []route {
 
 // Handler returns the API as one HTTP handler.
 func (s *Server) Handler() http.Handler {
-	if s.Swarm == nil {
-		s.Swarm = noSwarm{}
+	if s.Member == nil {
+		s.Member = noMember{}
+	}
+	if s.Logs == nil {
+		s.Logs = noMember{}
 	}
 	mux := http.NewServeMux()
 	for _, rt := range s.routes() {
@@ -205,7 +212,7 @@ func before(r *http.Request, v string) bool {
 // swarmHeader is the value of the Swarm header of ping: the node's state and,
 // in a swarm, its part in it.
 func (s *Server) swarmHeader(ctx context.Context) string {
-	info := s.Swarm.Info(ctx)
+	info := s.Member.Info(ctx)
 	if info.LocalNodeState != swarm.LocalNodeStateActive {
 		return string(info.LocalNodeState)
 	}

@@ -112,7 +112,7 @@ func (s *Server) allNetworks(ctx context.Context) ([]network.Inspect, error) {
 	if err != nil {
 		return nil, err
 	}
-	wide, err := s.Swarm.Networks(ctx)
+	wide, err := s.control().Networks(ctx)
 	if err != nil && !errdefs.IsUnavailable(err) {
 		return nil, err
 	}
@@ -157,7 +157,7 @@ func (s *Server) findNetwork(ctx context.Context, ref string) (network.Inspect, 
 	if err == nil {
 		at = local.ID
 	}
-	wide, werr := s.Swarm.Network(ctx, at)
+	wide, werr := s.control().Network(ctx, at)
 	switch {
 	case werr == nil && err == nil:
 		return mergeNetwork(wide, local), nil
@@ -209,7 +209,7 @@ func (s *Server) networkCreate(w http.ResponseWriter, r *http.Request) error {
 		}
 		return writeJSON(w, http.StatusCreated, resp)
 	}
-	id, err := s.Swarm.CreateNetwork(r.Context(), req)
+	id, err := s.control().CreateNetwork(r.Context(), req)
 	if err != nil {
 		return err
 	}
@@ -247,7 +247,7 @@ func (s *Server) networkNamed(ctx context.Context, name string, wide bool) (bool
 	if wide {
 		list, err = s.Networks.List(ctx)
 	} else {
-		list, err = s.Swarm.Networks(ctx)
+		list, err = s.control().Networks(ctx)
 	}
 	if err != nil && !errdefs.IsUnavailable(err) {
 		return false, err
@@ -270,7 +270,7 @@ func (s *Server) networkRemove(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) removeNetwork(ctx context.Context, n network.Inspect) error {
 	if n.Scope == "swarm" {
-		return s.Swarm.RemoveNetwork(ctx, n.ID)
+		return s.control().RemoveNetwork(ctx, n.ID)
 	}
 	return s.Networks.Remove(ctx, n.ID)
 }

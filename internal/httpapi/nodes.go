@@ -14,7 +14,7 @@ func (s *Server) nodeList(w http.ResponseWriter, r *http.Request) error {
 	if err := checkFilters(filters, "id", "label", "membership", "name", "node.label", "role"); err != nil {
 		return err
 	}
-	list, err := s.Swarm.Nodes(r.Context(), filters)
+	list, err := s.control().Nodes(r.Context(), filters)
 	if err != nil {
 		return err
 	}
@@ -22,7 +22,7 @@ func (s *Server) nodeList(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) nodeInspect(w http.ResponseWriter, r *http.Request) error {
-	n, err := s.Swarm.Node(r.Context(), r.PathValue("id"))
+	n, err := s.control().Node(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}
@@ -38,9 +38,9 @@ func (s *Server) nodeUpdate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.Swarm.UpdateNode(r.Context(), r.PathValue("id"), version, spec)
+	return s.control().UpdateNode(r.Context(), r.PathValue("id"), version, spec)
 }
 
 func (s *Server) nodeRemove(w http.ResponseWriter, r *http.Request) error {
-	return s.Swarm.RemoveNode(r.Context(), r.PathValue("id"), boolParam(r.URL.Query(), "force"))
+	return s.control().RemoveNode(r.Context(), r.PathValue("id"), boolParam(r.URL.Query(), "force"))
 }

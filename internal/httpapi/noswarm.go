@@ -8,11 +8,27 @@ import (
 
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/engine"
+	"github.com/skep-dev/skep/internal/servicelogs"
 )
 
-// noSwarm is the Swarm of a daemon that was built without one: it answers as a
-// node that has not joined any.
-type noSwarm struct{}
+// noMember is a daemon that was built without a swarm: it answers as a node that
+// has not joined any.
+type noMember struct{}
+
+// refused is the Control of a node that has none: every method says why.
+type refused struct{ err error }
+
+// control returns the swarm's state; where there is none, its methods fail.
+func (s *Server) control() Control {
+	if s.Control == nil {
+		return refused{errNotManager()}
+	}
+	c, err := s.Control()
+	if err != nil {
+		return refused{err}
+	}
+	return c
+}
 
 func errNotManager() error {
 	return cluster.Unavailablef(`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
@@ -20,89 +36,89 @@ func errNotManager() error {
 
 func errNoSwarm() error { return cluster.Unavailablef("This node is not part of a swarm") }
 
-func (noSwarm) Info(context.Context) swarm.Info {
+func (noMember) Info(context.Context) swarm.Info {
 	return swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}
 }
-func (noSwarm) Init(context.Context, swarm.InitRequest) (string, error) {
+func (noMember) Init(context.Context, swarm.InitRequest) (string, error) {
 	return "", cluster.NotImplementedf("this daemon cannot start a swarm")
 }
-func (noSwarm) Join(context.Context, swarm.JoinRequest) error {
+func (noMember) Join(context.Context, swarm.JoinRequest) error {
 	return cluster.NotImplementedf("this daemon cannot join a swarm")
 }
-func (noSwarm) Leave(context.Context, bool) error    { return errNoSwarm() }
-func (noSwarm) Unlock(context.Context, string) error { return errNoSwarm() }
+func (noMember) Leave(context.Context, bool) error    { return errNoSwarm() }
+func (noMember) Unlock(context.Context, string) error { return errNoSwarm() }
 
-func (noSwarm) Swarm(context.Context) (swarm.Swarm, error) { return swarm.Swarm{}, errNotManager() }
-func (noSwarm) UpdateSwarm(context.Context, uint64, swarm.Spec, UpdateFlags) error {
-	return errNotManager()
+func (r refused) Swarm(context.Context) (swarm.Swarm, error) { return swarm.Swarm{}, r.err }
+func (r refused) UpdateSwarm(context.Context, uint64, swarm.Spec, UpdateFlags) error {
+	return r.err
 }
-func (noSwarm) UnlockKey(context.Context) (string, error) { return "", errNotManager() }
+func (r refused) UnlockKey(context.Context) (string, error) { return "", r.err }
 
-func (noSwarm) Nodes(context.Context, Filters) ([]swarm.Node, error) { return nil, errNotManager() }
-func (noSwarm) Node(context.Context, string) (swarm.Node, error) {
-	return swarm.Node{}, errNotManager()
+func (r refused) Nodes(context.Context, Filters) ([]swarm.Node, error) { return nil, r.err }
+func (r refused) Node(context.Context, string) (swarm.Node, error) {
+	return swarm.Node{}, r.err
 }
-func (noSwarm) UpdateNode(context.Context, string, uint64, swarm.NodeSpec) error {
-	return errNotManager()
+func (r refused) UpdateNode(context.Context, string, uint64, swarm.NodeSpec) error {
+	return r.err
 }
-func (noSwarm) RemoveNode(context.Context, string, bool) error { return errNotManager() }
+func (r refused) RemoveNode(context.Context, string, bool) error { return r.err }
 
-func (noSwarm) Services(context.Context, Filters, bool) ([]swarm.Service, error) {
-	return nil, errNotManager()
+func (r refused) Services(context.Context, Filters, bool) ([]swarm.Service, error) {
+	return nil, r.err
 }
-func (noSwarm) Service(context.Context, string, bool) (swarm.Service, error) {
-	return swarm.Service{}, errNotManager()
+func (r refused) Service(context.Context, string, bool) (swarm.Service, error) {
+	return swarm.Service{}, r.err
 }
-func (noSwarm) CreateService(context.Context, swarm.ServiceSpec, ServiceOptions) (swarm.ServiceCreateResponse, error) {
-	return swarm.ServiceCreateResponse{}, errNotManager()
+func (r refused) CreateService(context.Context, swarm.ServiceSpec, ServiceOptions) (swarm.ServiceCreateResponse, error) {
+	return swarm.ServiceCreateResponse{}, r.err
 }
-func (noSwarm) UpdateService(context.Context, string, uint64, swarm.ServiceSpec, ServiceOptions) (swarm.ServiceUpdateResponse, error) {
-	return swarm.ServiceUpdateResponse{}, errNotManager()
+func (r refused) UpdateService(context.Context, string, uint64, swarm.ServiceSpec, ServiceOptions) (swarm.ServiceUpdateResponse, error) {
+	return swarm.ServiceUpdateResponse{}, r.err
 }
-func (noSwarm) RemoveService(context.Context, string) error { return errNotManager() }
+func (r refused) RemoveService(context.Context, string) error { return r.err }
 
-func (noSwarm) Tasks(context.Context, Filters) ([]swarm.Task, error) { return nil, errNotManager() }
-func (noSwarm) Task(context.Context, string) (swarm.Task, error) {
-	return swarm.Task{}, errNotManager()
+func (r refused) Tasks(context.Context, Filters) ([]swarm.Task, error) { return nil, r.err }
+func (r refused) Task(context.Context, string) (swarm.Task, error) {
+	return swarm.Task{}, r.err
 }
 
-func (noSwarm) Secrets(context.Context, Filters) ([]swarm.Secret, error) {
-	return nil, errNotManager()
+func (r refused) Secrets(context.Context, Filters) ([]swarm.Secret, error) {
+	return nil, r.err
 }
-func (noSwarm) Secret(context.Context, string) (swarm.Secret, error) {
-	return swarm.Secret{}, errNotManager()
+func (r refused) Secret(context.Context, string) (swarm.Secret, error) {
+	return swarm.Secret{}, r.err
 }
-func (noSwarm) CreateSecret(context.Context, swarm.SecretSpec) (string, error) {
-	return "", errNotManager()
+func (r refused) CreateSecret(context.Context, swarm.SecretSpec) (string, error) {
+	return "", r.err
 }
-func (noSwarm) UpdateSecret(context.Context, string, uint64, swarm.SecretSpec) error {
-	return errNotManager()
+func (r refused) UpdateSecret(context.Context, string, uint64, swarm.SecretSpec) error {
+	return r.err
 }
-func (noSwarm) RemoveSecret(context.Context, string) error { return errNotManager() }
+func (r refused) RemoveSecret(context.Context, string) error { return r.err }
 
-func (noSwarm) Configs(context.Context, Filters) ([]swarm.Config, error) {
-	return nil, errNotManager()
+func (r refused) Configs(context.Context, Filters) ([]swarm.Config, error) {
+	return nil, r.err
 }
-func (noSwarm) Config(context.Context, string) (swarm.Config, error) {
-	return swarm.Config{}, errNotManager()
+func (r refused) Config(context.Context, string) (swarm.Config, error) {
+	return swarm.Config{}, r.err
 }
-func (noSwarm) CreateConfig(context.Context, swarm.ConfigSpec) (string, error) {
-	return "", errNotManager()
+func (r refused) CreateConfig(context.Context, swarm.ConfigSpec) (string, error) {
+	return "", r.err
 }
-func (noSwarm) UpdateConfig(context.Context, string, uint64, swarm.ConfigSpec) error {
-	return errNotManager()
+func (r refused) UpdateConfig(context.Context, string, uint64, swarm.ConfigSpec) error {
+	return r.err
 }
-func (noSwarm) RemoveConfig(context.Context, string) error { return errNotManager() }
+func (r refused) RemoveConfig(context.Context, string) error { return r.err }
 
-func (noSwarm) Networks(context.Context) ([]network.Inspect, error) { return nil, errNotManager() }
-func (noSwarm) Network(context.Context, string) (network.Inspect, error) {
-	return network.Inspect{}, errNotManager()
+func (r refused) Networks(context.Context) ([]network.Inspect, error) { return nil, r.err }
+func (r refused) Network(context.Context, string) (network.Inspect, error) {
+	return network.Inspect{}, r.err
 }
-func (noSwarm) CreateNetwork(context.Context, network.CreateRequest) (string, error) {
-	return "", errNotManager()
+func (r refused) CreateNetwork(context.Context, network.CreateRequest) (string, error) {
+	return "", r.err
 }
-func (noSwarm) RemoveNetwork(context.Context, string) error { return errNotManager() }
+func (r refused) RemoveNetwork(context.Context, string) error { return r.err }
 
-func (noSwarm) Logs(context.Context, string, string, engine.LogsOptions, func(bool), func(TaskLog) error) error {
+func (noMember) Logs(context.Context, string, string, engine.LogsOptions, func(bool), func(servicelogs.Entry) error) error {
 	return errNotManager()
 }

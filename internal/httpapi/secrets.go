@@ -14,7 +14,7 @@ func (s *Server) secretList(w http.ResponseWriter, r *http.Request) error {
 	if err := checkFilters(filters, "id", "label", "name", "names"); err != nil {
 		return err
 	}
-	list, err := s.Swarm.Secrets(r.Context(), filters)
+	list, err := s.control().Secrets(r.Context(), filters)
 	if err != nil {
 		return err
 	}
@@ -22,7 +22,7 @@ func (s *Server) secretList(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) secretInspect(w http.ResponseWriter, r *http.Request) error {
-	v, err := s.Swarm.Secret(r.Context(), r.PathValue("id"))
+	v, err := s.control().Secret(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}
@@ -34,7 +34,7 @@ func (s *Server) secretCreate(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &spec); err != nil {
 		return err
 	}
-	id, err := s.Swarm.CreateSecret(r.Context(), spec)
+	id, err := s.control().CreateSecret(r.Context(), spec)
 	if err != nil {
 		return err
 	}
@@ -50,9 +50,9 @@ func (s *Server) secretUpdate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.Swarm.UpdateSecret(r.Context(), r.PathValue("id"), version, spec)
+	return s.control().UpdateSecret(r.Context(), r.PathValue("id"), version, spec)
 }
 
 func (s *Server) secretRemove(w http.ResponseWriter, r *http.Request) error {
-	return noContent(w, s.Swarm.RemoveSecret(r.Context(), r.PathValue("id")))
+	return noContent(w, s.control().RemoveSecret(r.Context(), r.PathValue("id")))
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/servicelogs"
 )
 
 func (s *Server) serviceList(w http.ResponseWriter, r *http.Request) error {
@@ -21,7 +22,7 @@ func (s *Server) serviceList(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	status := boolParam(r.URL.Query(), "status") && !before(r, "1.41")
-	list, err := s.Swarm.Services(r.Context(), filters, status)
+	list, err := s.control().Services(r.Context(), filters, status)
 	if err != nil {
 		return err
 	}
@@ -29,7 +30,7 @@ func (s *Server) serviceList(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) serviceInspect(w http.ResponseWriter, r *http.Request) error {
-	svc, err := s.Swarm.Service(r.Context(), r.PathValue("id"), boolParam(r.URL.Query(), "insertDefaults"))
+	svc, err := s.control().Service(r.Context(), r.PathValue("id"), boolParam(r.URL.Query(), "insertDefaults"))
 	if err != nil {
 		return err
 	}
@@ -41,7 +42,7 @@ func (s *Server) serviceCreate(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &spec); err != nil {
 		return err
 	}
-	resp, err := s.Swarm.CreateService(r.Context(), spec, ServiceOptions{RegistryAuth: r.Header.Get(registry.AuthHeader)})
+	resp, err := s.control().CreateService(r.Context(), spec, ServiceOptions{RegistryAuth: r.Header.Get(registry.AuthHeader)})
 	if err != nil {
 		return err
 	}
@@ -71,7 +72,7 @@ func (s *Server) serviceUpdate(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return cluster.Invalidf("unrecognized rollback option %s", opts.Rollback)
 	}
-	resp, err := s.Swarm.UpdateService(r.Context(), r.PathValue("id"), version, spec, opts)
+	resp, err := s.control().UpdateService(r.Context(), r.PathValue("id"), version, spec, opts)
 	if err != nil {
 		return err
 	}
@@ -79,7 +80,7 @@ func (s *Server) serviceUpdate(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) serviceRemove(w http.ResponseWriter, r *http.Request) error {
-	return s.Swarm.RemoveService(r.Context(), r.PathValue("id"))
+	return s.control().RemoveService(r.Context(), r.PathValue("id"))
 }
 
 func (s *Server) serviceLogs(w http.ResponseWriter, r *http.Request) error {
@@ -106,7 +107,7 @@ func (s *Server) swarmLogs(w http.ResponseWriter, r *http.Request, service, task
 		tty = hasTTY
 		out = begin(w, streamType(r, tty))
 	}
-	err = s.Swarm.Logs(r.Context(), service, task, opts, head, func(e TaskLog) error {
+	err = s.Logs.Logs(r.Context(), service, task, opts, head, func(e servicelogs.Entry) error {
 		whose := ""
 		if details {
 			whose = fmt.Sprintf("com.docker.swarm.node.id=%s,com.docker.swarm.service.id=%s,com.docker.swarm.task.id=%s",
@@ -143,7 +144,7 @@ func (s *Server) taskList(w http.ResponseWriter, r *http.Request) error {
 	if err := checkFilters(filters, "desired-state", "id", "label", "name", "node", "runtime", "service", "_up-to-date", "up-to-date"); err != nil {
 		return err
 	}
-	list, err := s.Swarm.Tasks(r.Context(), filters)
+	list, err := s.control().Tasks(r.Context(), filters)
 	if err != nil {
 		return err
 	}
@@ -151,7 +152,7 @@ func (s *Server) taskList(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) taskInspect(w http.ResponseWriter, r *http.Request) error {
-	t, err := s.Swarm.Task(r.Context(), r.PathValue("id"))
+	t, err := s.control().Task(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}

@@ -9,17 +9,17 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/control"
 	"github.com/skep-dev/skep/internal/engine"
+	"github.com/skep-dev/skep/internal/servicelogs"
 )
 
 // Filters are the API's filters: key to the set of values.
 type Filters = map[string]map[string]bool
 
-// Swarm is this node's part in a swarm, and the way to its managers' state.
-// Errors are errdefs kinds with Docker's words; on a node that is no manager all
-// but Member's methods return Unavailable ("This node is not a swarm manager …").
-type Swarm interface {
-	Member
+// Control is the swarm's state as a manager shows and changes it; *control.API is
+// one. Errors are errdefs kinds with Docker's words.
+type Control interface {
 	Cluster
 	Nodes
 	Services
@@ -27,7 +27,6 @@ type Swarm interface {
 	Secrets
 	Configs
 	SwarmNetworks
-	SwarmLogs
 }
 
 // Member is this node as a member of a swarm, or of none.
@@ -41,7 +40,7 @@ type Member interface {
 }
 
 // UpdateFlags say what is renewed along with the swarm's spec.
-type UpdateFlags struct{ RotateWorkerToken, RotateManagerToken, RotateUnlockKey bool }
+type UpdateFlags = control.UpdateFlags
 
 // Cluster is the swarm as an object.
 type Cluster interface {
@@ -60,11 +59,7 @@ type Nodes interface {
 }
 
 // ServiceOptions are what a write of a service carries beside its spec.
-type ServiceOptions struct {
-	RegistryAuth string // as the header has it
-	AuthFrom     string // "spec" or "previous-spec": where to take it from if there is none
-	Rollback     string // "previous": the spec is ignored and the one before comes back
-}
+type ServiceOptions = control.ServiceOptions
 
 // Services are what users want to run.
 type Services interface {
@@ -107,17 +102,12 @@ type SwarmNetworks interface {
 	RemoveNetwork(ctx context.Context, ref string) error
 }
 
-// TaskLog is an entry of a task's log, and whose it is.
-type TaskLog struct {
-	engine.LogEntry
-	NodeID, ServiceID, TaskID string
-}
-
-// SwarmLogs reads the logs of tasks, on whichever nodes they run.
-type SwarmLogs interface {
+// TaskLogs reads the logs of tasks, on whichever nodes they run;
+// *servicelogs.Reader is one.
+type TaskLogs interface {
 	// Logs reads those of a service's tasks, or of one task: one of service and
 	// task is set. head and yield are as with a container's logs.
-	Logs(ctx context.Context, service, task string, opts engine.LogsOptions, head func(tty bool), yield func(TaskLog) error) error
+	Logs(ctx context.Context, service, task string, opts engine.LogsOptions, head func(tty bool), yield func(servicelogs.Entry) error) error
 }
 
 func (s *Server) swarmRoutes() []route {
@@ -175,7 +165,7 @@ func (s *Server) swarmInit(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &req); err != nil {
 		return err
 	}
-	id, err := s.Swarm.Init(r.Context(), req)
+	id, err := s.Member.Init(r.Context(), req)
 	if err != nil {
 		return err
 	}
@@ -187,15 +177,15 @@ func (s *Server) swarmJoin(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &req); err != nil {
 		return err
 	}
-	return s.Swarm.Join(r.Context(), req)
+	return s.Member.Join(r.Context(), req)
 }
 
 func (s *Server) swarmLeave(w http.ResponseWriter, r *http.Request) error {
-	return s.Swarm.Leave(r.Context(), boolParam(r.URL.Query(), "force"))
+	return s.Member.Leave(r.Context(), boolParam(r.URL.Query(), "force"))
 }
 
 func (s *Server) swarmInspect(w http.ResponseWriter, r *http.Request) error {
-	sw, err := s.Swarm.Swarm(r.Context())
+	sw, err := s.control().Swarm(r.Context())
 	if err != nil {
 		return err
 	}
@@ -212,7 +202,7 @@ func (s *Server) swarmUpdate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	q := r.URL.Query()
-	return s.Swarm.UpdateSwarm(r.Context(), version, spec, UpdateFlags{
+	return s.control().UpdateSwarm(r.Context(), version, spec, UpdateFlags{
 		RotateWorkerToken:  boolParam(q, "rotateWorkerToken"),
 		RotateManagerToken: boolParam(q, "rotateManagerToken"),
 		RotateUnlockKey:    boolParam(q, "rotateManagerUnlockKey"),
@@ -224,11 +214,11 @@ func (s *Server) swarmUnlock(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &req); err != nil {
 		return err
 	}
-	return s.Swarm.Unlock(r.Context(), req.UnlockKey)
+	return s.Member.Unlock(r.Context(), req.UnlockKey)
 }
 
 func (s *Server) swarmUnlockKey(w http.ResponseWriter, r *http.Request) error {
-	key, err := s.Swarm.UnlockKey(r.Context())
+	key, err := s.control().UnlockKey(r.Context())
 	if err != nil {
 		return err
 	}

@@ -18,11 +18,13 @@ import (
 
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/engine"
+	"github.com/skep-dev/skep/internal/servicelogs"
 )
 
 // fakeSwarm is a manager that remembers what it was asked.
 type fakeSwarm struct {
-	noSwarm
+	noMember
+	refused
 	calls    []string
 	networks []network.Inspect
 }
@@ -95,10 +97,10 @@ func (f *fakeSwarm) RemoveNetwork(_ context.Context, ref string) error {
 	return nil
 }
 
-func (f *fakeSwarm) Logs(_ context.Context, service, task string, _ engine.LogsOptions, head func(bool), yield func(TaskLog) error) error {
+func (f *fakeSwarm) Logs(_ context.Context, service, task string, _ engine.LogsOptions, head func(bool), yield func(servicelogs.Entry) error) error {
 	f.called("logs %s%s", service, task)
 	head(false)
-	return yield(TaskLog{LogEntry: engine.LogEntry{Stream: "stdout", Line: []byte("hi\n")}, NodeID: "n", ServiceID: "s", TaskID: "t"})
+	return yield(servicelogs.Entry{LogEntry: engine.LogEntry{Stream: "stdout", Line: []byte("hi\n")}, NodeID: "n", ServiceID: "s", TaskID: "t"})
 }
 
 // fakeNetworks are a host's own networks.
@@ -128,9 +130,12 @@ func aNetwork(id, name, scope, driver string) network.Inspect {
 	return network.Inspect{Network: network.Network{ID: id, Name: name, Scope: scope, Driver: driver}}
 }
 
-func serveSwarm(t *testing.T, sw Swarm, nets Networks) (*httptest.Server, *client.Client) {
+func serveSwarm(t *testing.T, sw *fakeSwarm, nets Networks) (*httptest.Server, *client.Client) {
 	t.Helper()
-	s := &Server{Swarm: sw, Networks: nets, Log: slog.New(slog.DiscardHandler)}
+	s := &Server{Networks: nets, Log: slog.New(slog.DiscardHandler)}
+	if sw != nil {
+		s.Member, s.Logs, s.Control = sw, sw, func() (Control, error) { return sw, nil }
+	}
 	srv := httptest.NewServer(s.Handler())
 	t.Cleanup(srv.Close)
 	c, err := client.New(client.WithHost("tcp://" + srv.Listener.Addr().String()))

@@ -110,7 +110,7 @@ func boolString(b bool) string {
 
 func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 	info := s.hostInfo()
-	info.Swarm = s.Swarm.Info(r.Context())
+	info.Swarm = s.Member.Info(r.Context())
 	list, err := s.Containers.List(r.Context(), engine.ListOptions{All: true})
 	if err != nil {
 		return err
