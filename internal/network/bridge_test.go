@@ -2,11 +2,16 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
+	"github.com/vishvananda/netns"
 )
 
 func (h *testHost) network(req network.CreateRequest) string {
@@ -77,10 +82,43 @@ func TestPublishedPorts(t *testing.T) {
 		reaches(t, "another bridge", other.NetNS, proto, hostAddr+":8080", "")
 		reaches(t, "127.0.0.1 alone", h.ns, proto, "127.0.0.1:8081", "172.17.0.1")
 		blocked(t, "127.0.0.1 alone", h.outside, proto, hostAddr+":8081")
+		still := keepTalking(t, h.outside, proto, hostAddr+":8080")
 		must(t, h.Leave(context.Background(), containerID("web"+proto)))
+		still()
 		blocked(t, "after the end", h.outside, proto, hostAddr+":8080")
 		again := h.join("again"+proto, map[string]string{"81/" + proto: "8080"}, "bridge")
 		echo(t, again.NetNS, proto, 81)
 		reaches(t, "another container later", h.outside, proto, hostAddr+":8080", outsideAddr)
+	}
+}
+
+// keepTalking opens a connection and returns what sends on it once more and
+// wants to be told that nobody is there any more.
+func keepTalking(t *testing.T, ns, proto, to string) func() {
+	t.Helper()
+	var c net.Conn
+	must(t, insidePath(ns, func(netns.NsHandle) (err error) {
+		c, err = net.Dial(proto+"4", to)
+		return err
+	}))
+	t.Cleanup(func() { c.Close() })
+	say := func() error {
+		c.SetDeadline(time.Now().Add(patience))
+		if _, err := c.Write([]byte("?")); err != nil {
+			return err
+		}
+		_, err := c.Read(make([]byte, 100))
+		return err
+	}
+	must(t, say())
+	return func() {
+		t.Helper()
+		var err error
+		for range 3 { // answers still on their way may come first
+			if err = say(); errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+				return
+			}
+		}
+		t.Errorf("%s %s: %v, want to be told that nobody listens", proto, to, err)
 	}
 }

@@ -11,36 +11,50 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// udpFlows matches the tracked UDP flows that were sent to published ports, or
-// go to one of the targets.
-type udpFlows map[portKey]netip.AddrPort
+// flows matches tracked flows that lead to one of the targets and, with asked,
+// UDP flows that were sent to the published ports before they were.
+type flows struct {
+	ports map[portKey]netip.AddrPort
+	asked bool
+}
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
-func (u udpFlows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	if flow.Forward.Protocol != unix.IPPROTO_UDP {
-		return false
-	}
-	for k, to := range u {
-		if k.Proto == unix.IPPROTO_UDP && (flow.Forward.DstPort == k.Port || flow.Reverse.SrcPort == to.Port() && flow.Reverse.SrcIP.Equal(to.Addr().AsSlice())) {
+func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	for k, to := range f.ports {
+		if flow.Forward.Protocol != k.Proto {
+			continue
+		}
+		if f.asked && flow.Forward.DstPort == k.Port ||
+			flow.Reverse.SrcPort == to.Port() && flow.Reverse.SrcIP.Equal(to.Addr().AsSlice()) {
 			return true
 		}
 	}
 	return false
 }
 
-// forgetFlows ends tracked UDP flows of ports that were just published or
-// withdrawn: a client that keeps sending would stay where it was led before.
-func (l *links) forgetFlows(ports map[portKey]netip.AddrPort) error {
-	udp := udpFlows{}
+// forgetAsked ends tracked UDP flows to ports that were just published: a client
+// that keeps sending would stay where it was led before.
+func (l *links) forgetAsked(ports map[portKey]netip.AddrPort) error {
+	udp := map[portKey]netip.AddrPort{}
 	for k, v := range ports {
 		if k.Proto == unix.IPPROTO_UDP {
 			udp[k] = v
 		}
 	}
-	if len(udp) == 0 {
+	return l.forget(flows{udp, true})
+}
+
+// forgetLed ends tracked flows to targets that are no more: who still sends is
+// told so by the host, instead of waiting for an answer.
+func (l *links) forgetLed(ports map[portKey]netip.AddrPort) error {
+	return l.forget(flows{ports, false})
+}
+
+func (l *links) forget(f flows) error {
+	if len(f.ports) == 0 {
 		return nil
 	}
-	_, err := l.h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, udp)
+	_, err := l.h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, f)
 	return err
 }
 

@@ -200,8 +200,17 @@ func echo(t *testing.T, ns, proto string, port int) {
 				if err != nil {
 					return
 				}
-				io.WriteString(c, c.RemoteAddr().String())
-				c.Close()
+				go func() {
+					defer c.Close()
+					for buf := make([]byte, 1); ; {
+						if _, err := io.WriteString(c, c.RemoteAddr().String()); err != nil {
+							return
+						}
+						if _, err := c.Read(buf); err != nil {
+							return
+						}
+					}
+				}()
 			}
 		}()
 		return nil

@@ -44,11 +44,6 @@ func newLinks(ns netns.NsHandle) (*links, error) {
 	return l, nil
 }
 
-// sysctl sets a value in the daemon's namespace.
-func (l *links) sysctl(key, value string) error {
-	return inside(l.ns, func() error { return setSysctl(key, value) })
-}
-
 // routed returns the subnets the host has addresses in or routes to, the default
 // route aside.
 func (l *links) routed() ([]netip.Prefix, error) {

@@ -51,7 +51,9 @@ func (m *Manager) lookupIn(ep *endpoint, name string) ([]netip.Addr, bool) {
 		return nil, false // a network without names
 	}
 	if ep.Kind == driverOverlay {
-		return m.overlay.Lookup(ep.NetworkID, name)
+		if addrs, ok := m.overlay.Lookup(ep.NetworkID, name); ok {
+			return addrs, true
+		} // short ids and the like are known on their own host alone
 	}
 	for _, l := range ep.Links {
 		if ref, alias := cutLink(l); strings.EqualFold(alias, name) && !strings.EqualFold(ref, name) {

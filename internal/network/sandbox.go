@@ -236,12 +236,12 @@ func (m *Manager) expose(s *sandbox) error {
 	if err := m.fw.publish(ports); err != nil {
 		return err
 	}
-	return m.links.forgetFlows(ports)
+	return m.links.forgetAsked(ports)
 }
 
 func (m *Manager) hide(s *sandbox) error {
 	ports := s.targets()
-	return errors.Join(m.fw.withdraw(ports), m.links.forgetFlows(ports))
+	return errors.Join(m.fw.withdraw(ports), m.links.forgetLed(ports))
 }
 
 // targets are the published ports of s as the firewall knows them.
