@@ -89,11 +89,18 @@ func Run(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, rooms.close()) }()
 
+	node, err := membership(&c, host, rooms, log)
+	if err != nil {
+		return err
+	}
+
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return rooms.networks.Run(ctx) })
+	group.Go(func() error { return node.Run(ctx) })
 	api := &httpapi.Server{
 		Host: host, Log: log.With("room", "httpapi"),
 		Containers: rooms.engine, Images: rooms.images, Volumes: rooms.volumes, Networks: rooms.networks,
+		Member: node, Control: swarmState(node), Logs: taskLogs{node},
 	}
 	for _, l := range listeners {
 		group.Go(func() error { return api.Serve(ctx, l) })
