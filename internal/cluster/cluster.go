@@ -90,8 +90,12 @@ type Service struct {
 	SpecVersion uint64 // Version of the write that set Spec
 	Previous    *swarm.ServiceSpec
 	PrevVersion uint64
-	Ports       []swarm.PortConfig // Spec's ports with the published ones filled in
-	VIPs        []VIP
+	// RegistryAuth is what nodes show the registry for Spec's image, as the API's
+	// header has it; PreviousAuth is the one for Previous.
+	RegistryAuth string
+	PreviousAuth string
+	Ports        []swarm.PortConfig // Spec's ports with the published ones filled in
+	VIPs         []VIP
 	// Allocated is the SpecVersion that Ports and VIPs were last made for. Tasks
 	// are created only once it equals SpecVersion.
 	Allocated uint64

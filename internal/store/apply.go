@@ -107,7 +107,7 @@ var networkTable = table[cluster.Network]{
 	id:   func(o *cluster.Network) string { return o.ID },
 	meta: func(o *cluster.Network) *cluster.Meta { return &o.Meta },
 	name: func(o *cluster.Network) string {
-		if o.Spec == nil {
+		if o.Spec == nil || o.PendingDelete { // its name is free at once
 			return ""
 		}
 		return o.Spec.Name

@@ -1,0 +1,206 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/raftlog"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+type listReq struct{ Filters Filters }
+
+type refReq struct{ Ref string }
+
+type updateNode struct {
+	Ref     string
+	Version uint64
+	Spec    swarm.NodeSpec
+}
+
+type removeNode struct {
+	Ref   string
+	Force bool
+}
+
+func (a *API) nodeMethods() {
+	method(a, "nodes", a.nodes)
+	method(a, "node", a.node)
+	method(a, "node.update", a.updateNode)
+	method(a, "node.remove", a.removeNode)
+}
+
+// read answers a read from the leader, who alone knows what is observed; while
+// there is no leader, from what this manager knows.
+func read[Req, Resp any](ctx context.Context, a *API, name string, req Req, f func(context.Context, Req) (Resp, error)) (Resp, error) {
+	if a.Raft.Leading() {
+		return f(ctx, req)
+	}
+	resp, err := forward[Req, Resp](ctx, a, name, req)
+	if errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) {
+		return f(ctx, req)
+	}
+	return resp, err
+}
+
+// Nodes lists the swarm's hosts. While there is no leader it fails: who is
+// there is not known then.
+func (a *API) Nodes(ctx context.Context, filters Filters) ([]swarm.Node, error) {
+	return write(ctx, a, "nodes", listReq{filters}, a.nodes)
+}
+
+func (a *API) nodes(_ context.Context, r listReq) ([]swarm.Node, error) {
+	f := r.Filters
+	if err := checkFilters(f, "id", "label", "node.label", "name", "role", "membership"); err != nil {
+		return nil, err
+	}
+	for role := range f["role"] {
+		if role != string(swarm.NodeRoleManager) && role != string(swarm.NodeRoleWorker) {
+			return nil, cluster.Invalidf("Invalid role filter: '%s'", role)
+		}
+	}
+	for m := range f["membership"] {
+		if m != "accepted" && m != "pending" {
+			return nil, cluster.Invalidf("Invalid membership filter: '%s'", m)
+		}
+	}
+	members := a.members()
+	var out []swarm.Node
+	for _, n := range a.Store.View().Nodes() {
+		var engine map[string]string
+		if n.Description != nil {
+			engine = n.Description.Engine.Labels
+		}
+		if prefixed(f, "id", n.ID) && prefixed(f, "name", hostname(n), n.Spec.Name) && exact(f, "role", string(n.Spec.Role)) &&
+			exact(f, "membership", "accepted") && labelled(f, "label", engine) && labelled(f, "node.label", n.Spec.Labels) {
+			out = append(out, nodeAPI(n, members))
+		}
+	}
+	return out, nil
+}
+
+func (a *API) members() map[string]raftlog.Member {
+	out := map[string]raftlog.Member{}
+	for _, m := range a.Raft.Members() {
+		out[m.ID] = m
+	}
+	return out
+}
+
+// Node returns one of the swarm's hosts.
+func (a *API) Node(ctx context.Context, ref string) (swarm.Node, error) {
+	return read(ctx, a, "node", refReq{ref}, a.node)
+}
+
+func (a *API) node(_ context.Context, r refReq) (swarm.Node, error) {
+	n, err := findNode(a.Store.View(), r.Ref)
+	if err != nil {
+		return swarm.Node{}, err
+	}
+	return nodeAPI(n, a.members()), nil
+}
+
+// UpdateNode writes what users want of a node. A manager that the group cannot
+// do without is not demoted.
+func (a *API) UpdateNode(ctx context.Context, ref string, version uint64, spec swarm.NodeSpec) error {
+	_, err := write(ctx, a, "node.update", updateNode{ref, version, spec}, a.updateNode)
+	return err
+}
+
+func (a *API) updateNode(ctx context.Context, r updateNode) (none, error) {
+	v := a.Store.View()
+	old, err := findNode(v, r.Ref)
+	if err != nil {
+		return none{}, err
+	}
+	spec := r.Spec
+	if spec.Role == "" {
+		spec.Role = old.Spec.Role
+	}
+	if spec.Role != swarm.NodeRoleManager && spec.Role != swarm.NodeRoleWorker {
+		return none{}, cluster.Invalidf("invalid Role: %q", string(spec.Role))
+	}
+	if spec.Availability == "" {
+		spec.Availability = old.Spec.Availability
+	}
+	if spec.Availability, err = availability(spec.Availability); err != nil {
+		return none{}, err
+	}
+	if err := checkLabels(spec.Labels); err != nil {
+		return none{}, err
+	}
+	if len(spec.Name) > 255 {
+		return none{}, invalid("name must be 255 characters or fewer")
+	}
+	if r.Version != old.Version {
+		return none{}, outOfSequence()
+	}
+	if old.Spec.Role == swarm.NodeRoleManager && spec.Role == swarm.NodeRoleWorker {
+		if err := a.checkDemotion(v, old); err != nil {
+			return none{}, err
+		}
+	}
+	n := *old
+	n.Spec = &spec
+	return none{}, a.propose(ctx, store.UpdateNode(&n))
+}
+
+func (a *API) checkDemotion(v store.View, n *cluster.Node) error {
+	managers := 0
+	for _, o := range v.Nodes() {
+		if o.Spec.Role == swarm.NodeRoleManager {
+			managers++
+		}
+	}
+	if managers == 1 {
+		return precondition("attempting to demote the last manager of the swarm")
+	}
+	if _, member := a.members()[n.ID]; !member {
+		return cluster.NotFoundf("rpc error: code = NotFound desc = can't find manager in raft memberlist")
+	}
+	return a.Raft.CheckRemove(n.ID)
+}
+
+func availability(av swarm.NodeAvailability) (swarm.NodeAvailability, error) {
+	switch av {
+	case "":
+		return swarm.NodeAvailabilityActive, nil
+	case swarm.NodeAvailabilityActive, swarm.NodeAvailabilityPause, swarm.NodeAvailabilityDrain:
+		return av, nil
+	}
+	return "", cluster.Invalidf("invalid Availability: %q", string(av))
+}
+
+// RemoveNode forgets a node; its certificate is refused until it ends.
+func (a *API) RemoveNode(ctx context.Context, ref string, force bool) error {
+	_, err := write(ctx, a, "node.remove", removeNode{ref, force}, a.removeNode)
+	return err
+}
+
+func (a *API) removeNode(ctx context.Context, r removeNode) (none, error) {
+	v := a.Store.View()
+	n, err := findNode(v, r.Ref)
+	if err != nil {
+		return none{}, err
+	}
+	if _, member := a.members()[n.ID]; member || n.Manager != nil {
+		return none{}, precondition("node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.ID)
+	}
+	if n.Status.State == swarm.NodeStateReady && !r.Force {
+		return none{}, precondition("node %s is not down and can't be removed", n.ID)
+	}
+	c := *v.Cluster()
+	now := time.Now()
+	removed := map[string]time.Time{n.ID: now.Add(c.Spec.CAConfig.NodeCertExpiry + time.Hour)}
+	for id, until := range c.RemovedNodes {
+		if until.After(now) {
+			removed[id] = until
+		}
+	}
+	c.RemovedNodes = removed
+	return none{}, a.propose(ctx, store.DeleteNode(n), store.PutCluster(&c))
+}
