@@ -140,7 +140,9 @@ func in(networks ...string) func(*swarm.ServiceSpec) {
 	}
 }
 
-func dnsrr(s *swarm.ServiceSpec) { s.EndpointSpec = &swarm.EndpointSpec{Mode: swarm.ResolutionModeDNSRR} }
+func dnsrr(s *swarm.ServiceSpec) {
+	s.EndpointSpec = &swarm.EndpointSpec{Mode: swarm.ResolutionModeDNSRR}
+}
 
 func (g *stage) task(id, service string) {
 	g.t.Helper()

@@ -22,10 +22,12 @@ func updateState(v store.View, id string) swarm.UpdateState {
 	return ""
 }
 
-// allOf reports whether every wanted task runs the service's present spec.
+// allOf reports whether every wanted task runs what the service's spec says now.
 func allOf(v store.View, id string) bool {
+	svc := v.Service(id)
 	for _, t := range v.TasksOf(id) {
-		if t.Desired <= cluster.StateRunning && t.SpecVersion != v.Service(id).SpecVersion {
+		if t.Desired <= cluster.StateRunning &&
+			cluster.CompareSpecs(svc.Spec, v.SpecOf(id, t.SpecVersion).Spec).Dirty(svc.Spec, v.Node(t.NodeID)) {
 			return false
 		}
 	}

@@ -1,0 +1,160 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+var (
+	seeds = flag.Int64("seeds", 15, "how many seeds of chaos to play")
+	seed  = flag.Int64("seed", -1, "play this seed of chaos only")
+)
+
+// TestChaos lets users, hosts and leaders do what they like for ten minutes, then
+// leaves the swarm in peace: every service must come to what was wanted last.
+func TestChaos(t *testing.T) {
+	first, last := int64(0), *seeds
+	if *seed >= 0 {
+		first, last = *seed, *seed+1
+	}
+	for n := first; n < last; n++ {
+		t.Run(fmt.Sprint("seed", n), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := &chaos{Swarm: New(t, n), want: map[string]uint64{}}
+				c.play()
+			})
+		})
+	}
+}
+
+type chaos struct {
+	*Swarm
+	nodes []string
+	down  map[string]bool
+	want  map[string]uint64 // replicas by service; global ones have ^0
+	back  string
+	made  int
+}
+
+func (c *chaos) play() {
+	c.nodes, c.down = c.Fleet.AddMany(5), map[string]bool{}
+	c.back = c.Network(swarm.NetworkSpec{Annotations: swarm.Annotations{Name: "back"}})
+	for range 60 {
+		c.event()
+		time.Sleep(c.Random(20 * time.Second))
+	}
+	for _, id := range c.nodes {
+		if c.down[id] {
+			c.Fleet.Heal(id)
+		}
+		c.Fleet.Availability(id, swarm.NodeAvailabilityActive)
+	}
+	c.Until(5*time.Minute, "all as wanted", func(v store.View) bool {
+		for id, n := range c.want {
+			if n == ^uint64(0) {
+				n = uint64(len(c.nodes))
+			}
+			if !Settled(v, id, int(n)) || !allOf(v, id) {
+				return false
+			}
+		}
+		return true
+	})
+	time.Sleep(time.Minute)
+	for id := range c.want {
+		if alive, wanted := c.Fleet.Alive(id), Running(c.View(), id); alive != wanted {
+			c.T.Errorf("service %s: %d containers run, %d are wanted\n%s", c.View().Service(id).Spec.Name, alive, wanted, c.Dump())
+		}
+	}
+	for _, task := range c.View().Tasks() {
+		if c.View().Service(task.ServiceID) == nil {
+			c.T.Errorf("task %s is left of a service that is gone", c.line(task))
+		}
+	}
+}
+
+func (c *chaos) anyService() (string, bool) {
+	ids := sortedKeys(c.want)
+	if len(ids) == 0 {
+		return "", false
+	}
+	return ids[c.Intn(len(ids))], true
+}
+
+func (c *chaos) create() {
+	c.made++
+	spec := Replicated(fmt.Sprint("s", c.made), "ok", uint64(c.Intn(8)))
+	want := *spec.Mode.Replicated.Replicas
+	if c.Intn(4) == 0 {
+		spec.Mode, want = swarm.ServiceMode{Global: &swarm.GlobalService{}}, ^uint64(0)
+	}
+	if c.Intn(2) == 0 {
+		spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: c.back}}
+	}
+	if c.Intn(2) == 0 {
+		spec.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}}}
+	}
+	spec.UpdateConfig = &swarm.UpdateConfig{
+		Parallelism: uint64(c.Intn(3)), Delay: c.Random(3 * time.Second), Monitor: time.Second,
+		FailureAction: swarm.UpdateFailureActionContinue, Order: swarm.UpdateOrderStopFirst,
+	}
+	if c.Intn(2) == 0 {
+		spec.UpdateConfig.Order = swarm.UpdateOrderStartFirst
+	}
+	c.want[c.Create(spec)] = want
+}
+
+func (c *chaos) event() {
+	node := c.nodes[c.Intn(len(c.nodes))]
+	id, any := c.anyService()
+	switch e := c.Intn(12); {
+	case !any || e == 0:
+		c.create()
+	case e == 1 && c.want[id] != ^uint64(0):
+		c.want[id] = uint64(c.Intn(10))
+		c.Scale(id, c.want[id])
+	case e <= 3:
+		c.Update(id, image(fmt.Sprint("ok v", c.Intn(1000))))
+	case e == 4 && len(c.want) > 4:
+		delete(c.want, id)
+		c.Remove(id)
+	case e == 5 || e == 6:
+		if ts := c.View().TasksOf(id); len(ts) > 0 {
+			c.Fleet.Fail(ts[c.Intn(len(ts))])
+		}
+	case e == 7 || e == 8:
+		c.toggle(node)
+	case e == 9:
+		c.Fleet.Availability(node, []swarm.NodeAvailability{
+			swarm.NodeAvailabilityActive, swarm.NodeAvailabilityActive, swarm.NodeAvailabilityPause, swarm.NodeAvailabilityDrain,
+		}[c.Intn(4)])
+	case e == 10:
+		c.LoseLeader()
+	case e == 11:
+		c.Fleet.Change(node, func(n *cluster.Node) { n.Spec.Labels = map[string]string{"x": fmt.Sprint(c.Intn(3))} })
+	}
+}
+
+// toggle cuts off or kills a node, or heals it; at most two are down at once.
+func (c *chaos) toggle(node string) {
+	switch {
+	case c.down[node]:
+		delete(c.down, node)
+		c.Fleet.Heal(node)
+	case len(c.down) < 2:
+		c.down[node] = true
+		if c.Intn(2) == 0 {
+			c.Fleet.Kill(node)
+		} else {
+			c.Fleet.Cut(node)
+		}
+	}
+}
