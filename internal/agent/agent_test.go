@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/agent"
@@ -232,6 +234,30 @@ func TestPulledWhenMissing(t *testing.T) {
 		n.is("t3", cluster.StateRejected, false, "No such image: none:1 (pull access denied for none:1)")
 		if log := n.rt.Log(); slices.Contains(log, "pull image:1") || !slices.Contains(log, "pull new:1") {
 			t.Errorf("%v", log)
+		}
+	})
+}
+
+func TestPullWithCredentials(t *testing.T) {
+	bubble(t, func(t *testing.T, n *node) {
+		auth, err := authconfig.Encode(registry.AuthConfig{Username: "me", Password: "secret"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		with := func(image string) func(*cluster.WantedTask) {
+			return func(w *cluster.WantedTask) { w.Spec.ContainerSpec.Image, w.RegistryAuth = image, auth }
+		}
+		n.rt.AddImage("pinned@sha256:1", agent.Image{})
+		n.rt.AddImage("moving:1", agent.Image{})
+		n.rt.Offer("moving:1", nil)
+		n.assign(true, task("t1", cluster.StateRunning, with("image:1")), task("t2", cluster.StateRunning, with("pinned@sha256:1")), task("t3", cluster.StateRunning, with("moving:1")))
+		for _, id := range []string{"t1", "t2", "t3"} { // t1's registry does not answer
+			n.is(id, cluster.StateRunning, true, "")
+		}
+		pulls := slices.DeleteFunc(n.rt.Log(), func(l string) bool { return !strings.HasPrefix(l, "pull ") })
+		slices.Sort(pulls)
+		if diff := cmp.Diff([]string{"pull image:1 as me", "pull moving:1 as me"}, pulls); diff != "" {
+			t.Error(diff)
 		}
 	})
 }

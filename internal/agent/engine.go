@@ -7,6 +7,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/moby/api/types/registry"
 
 	"github.com/skep-dev/skep/internal/engine"
 	"github.com/skep-dev/skep/internal/image"
@@ -27,8 +28,8 @@ func (h Host) Image(ctx context.Context, ref string) (Image, error) {
 }
 
 // Pull implements Runtime.
-func (h Host) Pull(ctx context.Context, ref string, progress func(jsonstream.Message)) error {
-	return h.Images.Pull(ctx, ref, nil, nil, progress)
+func (h Host) Pull(ctx context.Context, ref string, auth *registry.AuthConfig, progress func(jsonstream.Message)) error {
+	return h.Images.Pull(ctx, ref, nil, auth, progress)
 }
 
 // Create implements Runtime.

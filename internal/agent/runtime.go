@@ -6,6 +6,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/registry"
 
 	"github.com/skep-dev/skep/internal/engine"
 )
@@ -17,8 +18,8 @@ import (
 type Runtime interface {
 	// Image returns an image that is present on this host.
 	Image(ctx context.Context, ref string) (Image, error)
-	// Pull fetches an image from its registry.
-	Pull(ctx context.Context, ref string, progress func(jsonstream.Message)) error
+	// Pull fetches an image from its registry, with the credentials if there are any.
+	Pull(ctx context.Context, ref string, auth *registry.AuthConfig, progress func(jsonstream.Message)) error
 	// Create makes a container. A name that is taken is errdefs.ErrConflict.
 	Create(ctx context.Context, req engine.CreateRequest) (id string, err error)
 	Inspect(ctx context.Context, ref string) (Container, error)

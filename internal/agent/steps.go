@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
@@ -98,7 +101,7 @@ func (r *running) prepare(ctx context.Context) outcome {
 	if r.task.Spec.ContainerSpec == nil {
 		return outcome{err: cluster.NotImplementedf("only tasks that are containers can be run")}
 	}
-	img, err := r.image(ctx, r.task.Spec.ContainerSpec.Image)
+	img, err := r.image(ctx)
 	if err != nil {
 		return outcome{err: err}
 	}
@@ -150,12 +153,37 @@ func (r *running) networks() (map[string]*cluster.WantedNetwork, error) {
 // stalled is how long a pull may bring nothing before it is given up.
 const stalled = 5 * time.Minute
 
-// image returns the image, pulled if it is not here. One that is here is not
-// asked for again: see docs/decisions/0021.
-func (r *running) image(ctx context.Context, ref string) (Image, error) {
-	img, err := r.a.cfg.Runtime.Image(ctx, ref)
-	if !errdefs.IsNotFound(err) {
-		return img, err
+// image returns the task's image, pulled if it is not here. One that is here is
+// asked for again only where a registry may be: docs/decisions/0021.
+func (r *running) image(ctx context.Context) (Image, error) {
+	ref := r.task.Spec.ContainerSpec.Image
+	img, missing := r.a.cfg.Runtime.Image(ctx, ref)
+	switch {
+	case missing != nil && !errdefs.IsNotFound(missing):
+		return img, missing
+	case missing == nil && (r.task.RegistryAuth == "" || strings.Contains(ref, "@")):
+		return img, nil
+	}
+	err := r.pull(ctx, ref)
+	if err == nil {
+		return r.a.cfg.Runtime.Image(ctx, ref)
+	}
+	if missing == nil && ctx.Err() == nil {
+		r.a.log.Info("the image that is here is used", "task", r.task.ID, "image", ref, "err", err)
+		return img, nil
+	}
+	// Docker's words first; then the reason, which Docker keeps to its log.
+	return Image{}, cluster.NotFoundf("%v (%v)", missing, err)
+}
+
+// pull fetches an image and shows in the task's message how that comes along.
+func (r *running) pull(ctx context.Context, ref string) error {
+	var auth *registry.AuthConfig
+	if r.task.RegistryAuth != "" {
+		var err error
+		if auth, err = authconfig.Decode(r.task.RegistryAuth); err != nil {
+			return err
+		}
 	}
 	r.note(ctx, func(st *cluster.Status) { st.Message = "preparing: pulling " + ref })
 	pullCtx, cancel := context.WithCancelCause(ctx)
@@ -165,20 +193,16 @@ func (r *running) image(ctx context.Context, ref string) (Image, error) {
 	})
 	defer giveUp.Stop()
 	p := &progress{layers: map[string]*jsonstream.Progress{}}
-	perr := r.a.cfg.Runtime.Pull(pullCtx, ref, func(m jsonstream.Message) {
+	err := r.a.cfg.Runtime.Pull(pullCtx, ref, auth, func(m jsonstream.Message) {
 		giveUp.Reset(stalled)
 		if text := p.add(m, time.Now()); text != "" {
 			r.note(ctx, func(st *cluster.Status) { st.Message = "preparing: pulling " + ref + ": " + text })
 		}
 	})
-	if perr != nil {
-		if ctx.Err() == nil && pullCtx.Err() != nil {
-			perr = context.Cause(pullCtx)
-		}
-		// Docker's words first; then the reason, which Docker keeps to its log.
-		return Image{}, cluster.NotFoundf("%v (%v)", err, perr)
+	if err != nil && ctx.Err() == nil && pullCtx.Err() != nil {
+		return context.Cause(pullCtx)
 	}
-	return r.a.cfg.Runtime.Image(ctx, ref)
+	return err
 }
 
 // start starts the container and returns once it is healthy, or has ended.
@@ -235,7 +259,9 @@ func (r *running) watch(ctx context.Context) outcome {
 		}
 		r.note(ctx, func(st *cluster.Status) {
 			r.observe(st, c)
-			st.Serving = c.serving()
+			// It was healthy once. After a restart of the daemon its checks begin
+			// anew, which is no reason to take it out of the balancers.
+			st.Serving = true
 		})
 		c, err = rt.Changed(ctx, r.ref(), c)
 	}

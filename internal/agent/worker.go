@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"reflect"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -70,7 +71,9 @@ func (w *worker) take(x wish) {
 	if x.task == nil {
 		return
 	}
-	// The spec of a task never changes, but what is wanted of it does.
+	if reflect.DeepEqual(w.task, x.task) {
+		return // a complete set repeats what is known
+	}
 	w.task = x.task
 	w.persist()
 }

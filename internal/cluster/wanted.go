@@ -52,6 +52,9 @@ type WantedTask struct {
 	HostPorts     []swarm.PortConfig // published in host mode
 	Networks      []Attachment
 	LogDriver     *swarm.Driver // the swarm's default, if the spec has none
+	// RegistryAuth is what the registry is shown for the image, as the API's
+	// header has it; "" for nothing.
+	RegistryAuth string
 }
 
 // WantedNetwork is a swarm network as a node builds it.

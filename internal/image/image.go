@@ -56,7 +56,8 @@ type Store struct {
 	inUse       func(string) (string, bool)
 	log         *slog.Logger
 
-	loading  chan struct{} // held by the one Load that reads an archive
+	loading  chan struct{}                   // held by the one Load that reads an archive
+	fetching map[digest.Digest]chan struct{} // held by the one Pull of a target; guarded by mu
 	unpacks  singleflight.Group
 	mu       sync.Mutex
 	metas    map[digest.Digest]*meta // by the target's digest; guarded by mu
@@ -69,7 +70,7 @@ func New(cfg Config) *Store {
 	s := &Store{
 		client: cfg.Client, ns: cfg.Namespace, snapshotter: cfg.Snapshotter, insecure: map[string]bool{},
 		mirrors: cfg.Mirrors, publish: cfg.Publish, inUse: cfg.InUse, log: cfg.Log,
-		loading: make(chan struct{}, 1), metas: map[digest.Digest]*meta{}, usage: map[digest.Digest]int64{}, maxCache: 4096,
+		loading: make(chan struct{}, 1), fetching: map[digest.Digest]chan struct{}{}, metas: map[digest.Digest]*meta{}, usage: map[digest.Digest]int64{}, maxCache: 4096,
 	}
 	if s.snapshotter == "" {
 		s.snapshotter = "overlayfs"

@@ -41,6 +41,11 @@ func (s *Store) Pull(ctx context.Context, ref string, platform *ocispec.Platform
 	}
 	say(progress, jsonstream.Message{ID: tagOrDigest(named), Status: "Pulling from " + reference.Path(named)})
 
+	release, err := s.alone(ctx, desc.Digest, progress)
+	if err != nil {
+		return err
+	}
+	defer release()
 	byDigest := named.Name() + "@" + desc.Digest.String()
 	fresh, err := s.fetch(ctx, r, byDigest, desc, matcher, progress)
 	if err != nil {
@@ -64,6 +69,36 @@ func (s *Store) Pull(ctx context.Context, ref string, platform *ocispec.Platform
 	}
 	s.event(events.ActionPull, reference.FamiliarString(named), reference.FamiliarName(named))
 	return nil
+}
+
+// alone waits until nobody else pulls the target: what one has fetched the next
+// finds. While it waits it says so, since who watches may give up on silence.
+func (s *Store) alone(ctx context.Context, target digest.Digest, progress Progress) (release func(), err error) {
+	said := time.NewTicker(10 * time.Second)
+	defer said.Stop()
+	for {
+		s.mu.Lock()
+		other := s.fetching[target]
+		if other == nil {
+			mine := make(chan struct{})
+			s.fetching[target] = mine
+			s.mu.Unlock()
+			return func() {
+				s.mu.Lock()
+				delete(s.fetching, target)
+				s.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-other:
+		case <-said.C:
+			say(progress, jsonstream.Message{ID: short(target.String()), Status: "Waiting"})
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 func tagOrDigest(named reference.Named) string {

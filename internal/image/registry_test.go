@@ -123,6 +123,42 @@ func TestPushPullDigest(t *testing.T) {
 	}
 }
 
+func TestPullsAtOnce(t *testing.T) {
+	needRoot(t)
+	reg := realRegistry(t)
+	from, to := newStore(t), newStore(t)
+	data, id := dockerArchive(t, strings.Repeat("big", 1<<20), reg+"/web:1")
+	load(t, from, data)
+	if err := from.Push(t.Context(), reg+"/web:1", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	results := make(chan string, 8)
+	for range cap(results) {
+		go func() {
+			var last string
+			if err := to.Pull(t.Context(), reg+"/web:1", nil, nil, func(m jsonstream.Message) { last = m.Status }); err != nil {
+				last = err.Error()
+			}
+			results <- last
+		}()
+	}
+	fresh := 0
+	for range cap(results) {
+		switch last := <-results; {
+		case strings.HasPrefix(last, "Status: Downloaded newer"):
+			fresh++
+		case !strings.HasPrefix(last, "Status: Image is up to date"):
+			t.Error(last)
+		}
+	}
+	if fresh != 1 {
+		t.Errorf("%d of 8 pulls fetched it", fresh)
+	}
+	if img, err := to.Resolve(t.Context(), reg+"/web:1"); err != nil || img.ID != id {
+		t.Errorf("%+v %v", img, err)
+	}
+}
+
 func TestRegistryErrorsInDockersWords(t *testing.T) {
 	s := newStore(t, func(c *Config) { c.Insecure = []string{"plain.invalid"} })
 	locked := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -38,7 +38,7 @@ func Conform(t *testing.T, rt agent.Runtime, image string, end func(id string, c
 	if _, err := rt.Image(ctx, "nowhere.invalid/no/image:1"); !errdefs.IsNotFound(err) {
 		t.Errorf("unknown image: %v", err)
 	}
-	if err := rt.Pull(ctx, "nowhere.invalid/no/image:1", func(jsonstream.Message) {}); err == nil {
+	if err := rt.Pull(ctx, "nowhere.invalid/no/image:1", nil, func(jsonstream.Message) {}); err == nil {
 		t.Error("an image from nowhere was pulled")
 	}
 	bad := request("conform-none")

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/registry"
 
 	"github.com/skep-dev/skep/internal/agent"
 	"github.com/skep-dev/skep/internal/cluster"
@@ -153,9 +154,13 @@ func (r *Runtime) Image(ctx context.Context, ref string) (agent.Image, error) {
 }
 
 // Pull implements agent.Runtime.
-func (r *Runtime) Pull(ctx context.Context, ref string, progress func(jsonstream.Message)) error {
+func (r *Runtime) Pull(ctx context.Context, ref string, auth *registry.AuthConfig, progress func(jsonstream.Message)) error {
 	progress(jsonstream.Message{ID: "layer", Status: "Downloading", Progress: &jsonstream.Progress{Current: 1e6, Total: 4e6}})
-	if err := r.begin(ctx, "pull", ref); err != nil {
+	what := ref
+	if auth != nil {
+		what += " as " + auth.Username
+	}
+	if err := r.begin(ctx, "pull", what); err != nil {
 		return err
 	}
 	r.mu.Lock()
