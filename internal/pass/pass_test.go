@@ -1,0 +1,126 @@
+package pass
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+func group(n int) []store.Change { return make([]store.Change, n) }
+
+func TestApplyPacksGroupsAndNeverSplitsOne(t *testing.T) {
+	for _, c := range []struct {
+		groups []int
+		want   string
+	}{
+		{[]int{1, 1, 1}, "[3]"},
+		{[]int{499, 1, 1}, "[500 1]"},
+		{[]int{300, 300, 100}, "[300 400]"},
+		{[]int{1, 700, 1}, "[1 700 1]"},
+		{[]int{0, 0}, "[]"},
+		{nil, "[]"},
+	} {
+		var todo Todo
+		for _, n := range c.groups {
+			todo.Add(group(n)...)
+		}
+		got := []int{}
+		err := Apply(t.Context(), func(_ context.Context, cs ...store.Change) error {
+			got = append(got, len(cs))
+			return nil
+		}, todo)
+		if fmt.Sprint(got) != c.want || err != nil {
+			t.Errorf("%v: entries of %v, %v; want %s", c.groups, got, err, c.want)
+		}
+	}
+}
+
+func TestAStaleEntryDoesNotHoldUpTheOthers(t *testing.T) {
+	todo := Todo{group(500), group(500), group(500)}
+	n := 0
+	err := Apply(t.Context(), func(context.Context, ...store.Change) error {
+		if n++; n == 2 {
+			return fmt.Errorf("task x: %w", cluster.ErrStale)
+		}
+		return nil
+	}, todo)
+	if n != 3 || !errors.Is(err, cluster.ErrStale) {
+		t.Errorf("%d entries were written, %v", n, err)
+	}
+	n = 0
+	err = Apply(t.Context(), func(context.Context, ...store.Change) error { n++; return cluster.ErrNotLeader }, todo)
+	if n != 1 || !errors.Is(err, cluster.ErrNotLeader) {
+		t.Errorf("without leadership %d entries were tried, %v", n, err)
+	}
+}
+
+func TestLoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := store.New()
+		start := time.Now()
+		var passes []time.Duration
+		answers := []struct {
+			again time.Duration // from the start
+			err   error
+		}{
+			{again: 3 * time.Second},          // at once
+			{again: 2 * time.Second},          // at 3s; in the past: soon again
+			{},                                // nothing more: resync
+			{err: cluster.ErrStale},           // soon again
+			{err: errors.New("disk is full")}, // a second later
+			{err: cluster.ErrNotLeader},
+		}
+		err := Loop{
+			Name: "test", Store: s, Kinds: []store.Kind{store.KindNode}, Log: slog.New(slog.DiscardHandler),
+			Once: func(context.Context, time.Time) (time.Time, error) {
+				passes = append(passes, time.Since(start))
+				a := answers[len(passes)-1]
+				if a.again == 0 {
+					return time.Time{}, a.err
+				}
+				return start.Add(a.again), a.err
+			},
+		}.Run(t.Context())
+		if !errors.Is(err, cluster.ErrNotLeader) {
+			t.Errorf("it ended with %v", err)
+		}
+		want := "[0s 3s 3.01s 1m3.01s 1m3.02s 1m4.02s]"
+		if got := fmt.Sprint(passes); got != want {
+			t.Errorf("passes at %s; want %s", got, want)
+		}
+	})
+}
+
+func TestLoopWakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := store.New()
+		passes := 0
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- Loop{
+				Name: "test", Store: s, Kinds: []store.Kind{store.KindNode}, Log: slog.New(slog.DiscardHandler),
+				Once: func(context.Context, time.Time) (time.Time, error) { passes++; return time.Time{}, nil },
+			}.Run(ctx)
+		}()
+		synctest.Wait()
+		if err := s.Apply(1, store.Entry{Changes: []store.Change{store.CreateNode(&cluster.Node{ID: "n"})}}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if passes != 2 {
+			t.Errorf("%d passes; want one at the start and one for the change", passes)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("it ended with %v", err)
+		}
+	})
+}
