@@ -361,13 +361,8 @@ func (m *Manager) defaultBridge() error {
 	r := &netRecord{ID: newID(), Name: network.NetworkBridge, Driver: driverBridge, Created: time.Now().UTC(),
 		Link: m.cfg.Bridge, MTU: m.cfg.MTU, ICC: !m.cfg.NoICC, Masquerade: true, Default: true,
 		HostIP: netip.IPv4Unspecified(), IPAM: network.IPAM{Driver: "default"}, Labels: map[string]string{}}
-	if old != nil {
-		r.ID, r.Created, r.Subnet, r.Gateway = old.ID, old.Created, old.Subnet, old.Gateway
-		if old.Link != r.Link && !old.Foreign {
-			if err := m.links.remove(old.Link); err != nil {
-				return err
-			}
-		}
+	if err := m.inherit(r, old); err != nil {
+		return err
 	}
 	if m.cfg.BIP.IsValid() {
 		r.Subnet, r.Gateway = m.cfg.BIP.Masked(), m.cfg.BIP.Addr()
@@ -383,6 +378,31 @@ func (m *Manager) defaultBridge() error {
 	}
 	m.networks[r.ID] = r
 	return m.netsDir.put(r.ID, r)
+}
+
+// inherit takes over what the default bridge's record r does not decide: from the
+// old record, or from an interface that an operator made for it.
+func (m *Manager) inherit(r, old *netRecord) error {
+	if old != nil {
+		r.ID, r.Created = old.ID, old.Created
+		if old.Link == r.Link {
+			r.Subnet, r.Gateway, r.Foreign = old.Subnet, old.Gateway, old.Foreign
+			return nil
+		}
+		if !old.Foreign {
+			if err := m.links.remove(old.Link); err != nil {
+				return err
+			}
+		}
+	}
+	addr, there, err := m.links.existing(r.Link)
+	if err != nil {
+		return err
+	}
+	if r.Foreign = there; addr.IsValid() {
+		r.Subnet, r.Gateway = addr.Masked(), addr.Addr()
+	}
+	return nil
 }
 
 // newID returns an id of Docker's kind: 64 random hex digits.

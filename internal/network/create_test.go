@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/moby/moby/api/types/network"
+	"github.com/vishvananda/netns"
 )
 
 func subnet(s string) *network.IPAM {
@@ -55,5 +56,48 @@ func TestNetworkErrors(t *testing.T) {
 	}
 	if got := strings.Join(names, " "); got != "bridge front host none" {
 		t.Errorf("networks: %s", got)
+	}
+}
+
+// A daemon that starts with another bridge moves to it, and leaves alone one
+// that an operator made.
+func TestDefaultBridgeChanges(t *testing.T) {
+	h := newTestHost(t)
+	defaultBridge := func() network.Inspect {
+		n, err := h.Inspect(context.Background(), "bridge")
+		must(t, err)
+		return n
+	}
+	first := defaultBridge()
+	h.stop()
+	must(t, insidePath(h.ns, func(ns netns.NsHandle) error {
+		l, err := newLinks(ns)
+		if err != nil {
+			return err
+		}
+		_, err = l.bridge(&netRecord{Link: "mine", MTU: 1500, Gateway: netip.MustParseAddr("10.8.0.9"), Subnet: netip.MustParsePrefix("10.8.0.0/24")})
+		return err
+	}))
+	h.bridge = "mine"
+	h.start()
+	second := defaultBridge()
+	if second.ID != first.ID || second.IPAM.Config[0].Gateway.String() != "10.8.0.9" || second.Options[optName] != "mine" {
+		t.Errorf("%+v", second)
+	}
+	if got := h.join("web", nil, "bridge").Endpoints[0].Addr.String(); got != "10.8.0.1/24" {
+		t.Errorf("a container has %s", got)
+	}
+	if got := strings.Join(h.linkNames(), " "); strings.Contains(got, "skep0") {
+		t.Errorf("interfaces: %s", got)
+	}
+	must(t, h.Leave(context.Background(), containerID("web")))
+	h.stop()
+	h.bridge = "none"
+	h.start()
+	if _, err := h.Inspect(context.Background(), "bridge"); err == nil || err.Error() != "network bridge not found" {
+		t.Errorf("no bridge: %v", err)
+	}
+	if got := strings.Join(h.linkNames(), " "); got != "lo up0 mine" {
+		t.Errorf("interfaces: %s", got)
 	}
 }

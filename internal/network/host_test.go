@@ -27,6 +27,7 @@ type testHost struct {
 	addr    netip.Addr
 	ns      string // of the host
 	outside string
+	bridge  string // Config.Bridge
 	stop    func()
 }
 
@@ -86,7 +87,7 @@ func (h *testHost) start() {
 	h.t.Helper()
 	must(h.t, insidePath(h.ns, func(netns.NsHandle) (err error) {
 		h.Manager, err = New(Config{Dir: h.dir + "/state", ExecDir: h.dir + "/run", ResolvConf: h.dir + "/resolv.conf",
-			Prepared: 1, DataAddr: func() netip.Addr { return h.addr }, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+			Bridge: h.bridge, Prepared: 1, DataAddr: func() netip.Addr { return h.addr }, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 		return err
 	}))
 	ctx, cancel := context.WithCancel(context.Background())

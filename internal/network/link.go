@@ -67,6 +67,23 @@ func (l *links) routed() ([]netip.Prefix, error) {
 	return out, nil
 }
 
+// existing returns the first IPv4 address of an interface, with its subnet's
+// length, and whether there is such an interface at all.
+func (l *links) existing(name string) (addr netip.Prefix, there bool, err error) {
+	link, err := l.h.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return addr, false, nil
+	}
+	if err != nil {
+		return addr, false, err
+	}
+	addrs, err := l.h.AddrList(link, unix.AF_INET)
+	if err != nil || len(addrs) == 0 {
+		return addr, true, err
+	}
+	return toPrefix(addrs[0].IPNet), true, nil
+}
+
 // bridge makes the interface of a network, or brings the one that is there into
 // the wanted shape. It reports whether it was there before.
 func (l *links) bridge(r *netRecord) (existed bool, err error) {
