@@ -188,7 +188,8 @@ func (c *Client) session(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("manager at %s: %w", addr, fromGRPC(err))
 	}
-	s := &clientSession{c: c, cc: cc, stream: stream, sent: map[string]cluster.Status{}, got: make(chan struct{}, 1), ack: make(chan uint64), opened: opening}
+	s := &clientSession{c: c, cc: cc, stream: stream, sent: map[string]cluster.Status{}, got: make(chan struct{}, 1), ack: make(chan uint64),
+		pace: make(chan struct{}, 1), opened: opening}
 	if err := s.run(ctx, cancel, renewed); err != nil {
 		return fmt.Errorf("manager at %s: %w", addr, err)
 	}
@@ -205,6 +206,7 @@ type clientSession struct {
 	sent map[string]cluster.Status
 	got  chan struct{} // assignments are there; capacity 1
 	ack  chan uint64
+	pace chan struct{} // the heartbeat period has changed; capacity 1
 
 	mu       sync.Mutex
 	answered uint64 // the last heartbeat answered
@@ -275,8 +277,15 @@ func (s *clientSession) receive(ctx context.Context, wg *sync.WaitGroup) error {
 // told passes on what the manager says about the swarm.
 func (s *clientSession) told(info *Session) {
 	s.mu.Lock()
+	changed := s.period != info.Period
 	s.period = info.Period
 	s.mu.Unlock()
+	if changed {
+		select {
+		case s.pace <- struct{}{}:
+		default:
+		}
+	}
 	if len(info.Managers) > 0 {
 		s.c.mu.Lock()
 		s.c.managers = info.Managers
@@ -378,6 +387,8 @@ func (s *clientSession) send(ctx context.Context, renewed <-chan struct{}) error
 			return errRenewed
 		case <-s.c.Agent.Changed():
 			observe = true
+		case <-s.pace:
+			next.Reset(s.interval())
 		case v := <-s.ack:
 			if err := s.post(&up{Ack: v}); err != nil {
 				return err

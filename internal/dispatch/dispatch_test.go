@@ -191,6 +191,28 @@ func TestNodeDownAndBack(t *testing.T) {
 	})
 }
 
+func TestShorterPeriod(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		oneLeader(w)
+		settle(time.Minute)
+		c := *w.store.View().Cluster()
+		c.Spec = &swarm.Spec{Dispatcher: swarm.DispatcherConfig{HeartbeatPeriod: 500 * time.Millisecond}}
+		w.write(store.PutCluster(&c))
+		for range 100 {
+			settle(100 * time.Millisecond)
+			if w.state("w1") != swarm.NodeStateReady {
+				t.Fatal("a live node was taken for down")
+			}
+		}
+		w.addNode("w8", worker) // one that knows nothing but the short period
+		n := w.node("w8", worker, "m1:2377")
+		settle(10 * time.Second)
+		if w.state("w8") != swarm.NodeStateReady || n.complete != 1 {
+			t.Errorf("%v after %d sessions", w.state("w8"), n.complete)
+		}
+	})
+}
+
 func TestGossipAndProbe(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		_, n1, _ := oneLeader(w)
