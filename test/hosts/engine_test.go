@@ -39,7 +39,7 @@ func TestEngine(t *testing.T) {
 		f.eventually("a published port answers", func() string {
 			r := f.exec(nil, "curl", "-s", "--max-time", "2", "http://"+f.ip("solo")+":8088/")
 			if !strings.Contains(r.out, "nginx") {
-				return r.out + r.err
+				return "answered: " + r.out + r.err
 			}
 			return ""
 		})
@@ -54,7 +54,7 @@ func TestEngine(t *testing.T) {
 		do("run -d --name talker busybox sh -c", "echo oops >&2; sleep 0.1; for i in 1 2 3; do echo line $i; done; sleep 1000")
 		f.eventually("the log is written", func() string {
 			if out := do("logs talker"); strings.Count(out, "line") != 3 {
-				return out
+				return "so far: " + out
 			}
 			return ""
 		})

@@ -32,7 +32,7 @@ func daemonRestarts(f *fleet) {
 			if ps := f.try(m, "ps -q"); ps.exit == 0 && strings.Count(ls.out, "Ready") == 3 {
 				return ""
 			}
-			return ls.out + ls.err
+			return "nodes: " + ls.out + ls.err
 		})
 		after := f.running("manager1", "web", 6)
 		if fmt.Sprint(ids(before)) != fmt.Sprint(ids(after)) {
@@ -119,7 +119,7 @@ func updated(t *testing.T, f *fleet) {
 		if s == "completed" {
 			return ""
 		}
-		return s
+		return "state: " + s
 	})
 	f.running("manager1", "web", 6)
 	f.do("manager1", "service rollback --detach web")
@@ -128,7 +128,7 @@ func updated(t *testing.T, f *fleet) {
 		if s == "rollback_completed" {
 			return ""
 		}
-		return s
+		return "state: " + s
 	})
 	close(stop)
 	<-done

@@ -151,7 +151,7 @@ func TestOverlay(t *testing.T) {
 	f.eventually("the plain container by its name from another host", func() string {
 		r := f.try("worker1", "run --rm --network net1 busybox wget -q -O - -T 2 http://plain/")
 		if answer(r.out)["Client"] == "" {
-			return r.out + r.err
+			return "answered: " + r.out + r.err
 		}
 		return ""
 	})

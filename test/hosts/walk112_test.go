@@ -48,7 +48,7 @@ func walkInit(f *fleet) {
 		if strings.Count(ls, "Ready") == 4 && strings.Count(ls, "Leader") == 1 && strings.Count(ls, "Reachable") == 2 {
 			return ""
 		}
-		return ls
+		return "nodes: " + ls
 	})
 	f.refused(1, "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state.", "worker1", "node ls")
 	f.refused(1, "This node is already part of a swarm.", "worker1", "swarm join --token "+worker+" "+f.ip("manager1")+":2377")
@@ -181,7 +181,7 @@ func walkKillLeader(f *fleet) string {
 		if now != "" && now != old && strings.Contains(ls, old+" Down Unreachable") {
 			return ""
 		}
-		return ls
+		return "nodes: " + ls
 	})
 	f.eventually("the lost host's tasks run elsewhere", func() string {
 		up := 0
@@ -193,7 +193,7 @@ func walkKillLeader(f *fleet) string {
 		if up == 5 {
 			return ""
 		}
-		return f.try(rest[0], "service ps nginx").out
+		return "tasks: " + f.try(rest[0], "service ps nginx").out
 	})
 	for _, n := range rest {
 		f.serves(n, "nginx")
@@ -215,7 +215,7 @@ func walkReturn(f *fleet, back string) {
 		if strings.Contains(ls, back+" Ready Reachable") {
 			return ""
 		}
-		return ls
+		return "nodes: " + ls
 	})
 	after := f.running(via, "nginx", 5)
 	if perNode(after)[back] != 0 {
@@ -234,7 +234,7 @@ func walkReturn(f *fleet, back string) {
 					return ""
 				}
 			}
-			return f.try(via, "service ps nginx").out
+			return "tasks: " + f.try(via, "service ps nginx").out
 		})
 		return
 	}
