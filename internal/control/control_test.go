@@ -417,23 +417,6 @@ func TestNodes(t *testing.T) {
 	}
 }
 
-func TestDemotionLeavesTheGroup(t *testing.T) {
-	s := newSwarm(t)
-	s.propose(t, store.CreateNode(&cluster.Node{ID: "m3", Spec: &swarm.NodeSpec{Role: "worker"}, Manager: &cluster.Manager{RaftID: "m3"}}))
-	var removed []string
-	d := &Demotions{Store: s.store, Propose: seat{s.group, "m1"}.Propose, Log: s.apis["m1"].Log,
-		Remove: func(_ context.Context, id string) error { removed = append(removed, id); return nil }}
-	if err := d.pass(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.pass(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff([]string{"m3"}, removed); d != "" || s.store.View().Node("m3").Manager != nil || s.store.View().Node("m1").Manager == nil {
-		t.Errorf("removed %v", removed)
-	}
-}
-
 func TestSwarmUpdate(t *testing.T) {
 	s := newSwarm(t)
 	a := s.apis["m2"]
