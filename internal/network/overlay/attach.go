@@ -72,7 +72,7 @@ func (o *Overlay) Attach(ctx context.Context, req AttachRequest) error {
 		return fmt.Errorf("namespace %s: %w", req.NetNS, err)
 	}
 	defer ns.Close()
-	inside, err := netlink.NewHandleAt(ns, netlinkRoute)
+	inside, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
@@ -314,7 +314,7 @@ func unrouteIngress(sb *sandbox, a *attachment) error {
 	if err != nil || id != sb.id {
 		return ignoreMissing(err)
 	}
-	inside, err := netlink.NewHandleAt(ns, netlinkRoute)
+	inside, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
@@ -356,7 +356,7 @@ func (o *Overlay) setSandboxMTU(sb *sandbox, networkID string, mtu int) error {
 	if err != nil || id != sb.id {
 		return ignoreMissing(err)
 	}
-	inside, err := netlink.NewHandleAt(ns, netlinkRoute)
+	inside, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}

@@ -1,26 +1,53 @@
 package overlay
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// udpFlow matches UDP flows that the rules would no longer make. UDP has no
-// end: a flow would follow a back end that left, or stay with none, for ever.
+// udpFlow matches UDP flows that the rules would no longer make: by their first
+// destination, who answers, and the port that was asked for. UDP has no end: a
+// flow would follow a back end that left, or stay with none, for ever.
 type udpFlow func(to, from netip.Addr, port uint16) bool
 
-// MatchConntrackFlow tells the flow's first destination, who answers, and the
-// port that was asked for.
-func (match udpFlow) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	if f.Forward.Protocol != unix.IPPROTO_UDP {
-		return false
+// lingerSeconds is how long a flow to a back end that leaves in order goes on:
+// the answers that are under way still find back.
+const lingerSeconds = 1
+
+// end ends the stale flows: at once, or, where stays says of the back end that
+// it is still there, soon.
+func (f *flows) end(stale udpFlow, stays func(netip.Addr) bool) error {
+	var todo [][]byte
+	err := f.dump(func(fl *flow) {
+		if fl.orig.proto != unix.IPPROTO_UDP || !stale(fl.orig.dst, fl.reply.src, fl.orig.port) {
+			return
+		}
+		switch {
+		case fl.orig.dst == fl.reply.src || !stays(fl.reply.src):
+			todo = append(todo, ctMessage(ctDelete, attribute(ctaTupleOrig|unix.NLA_F_NESTED, fl.orig.raw)))
+		case fl.status&ctFixedTimeout == 0:
+			status := fl.status | ctSeenReply | ctAssured | ctFixedTimeout
+			todo = append(todo, ctMessage(ctNew,
+				attribute(ctaTupleOrig|unix.NLA_F_NESTED, fl.orig.raw),
+				attribute(ctaTimeout, binary.BigEndian.AppendUint32(nil, lingerSeconds)),
+				attribute(ctaStatus, binary.BigEndian.AppendUint32(nil, status))))
+		}
+	})
+	if err != nil {
+		return err
 	}
-	to, ok1 := netip.AddrFromSlice(f.Forward.DstIP.To4())
-	from, ok2 := netip.AddrFromSlice(f.Reverse.SrcIP.To4())
-	return ok1 && ok2 && match(to, from, f.Forward.DstPort)
+	// One that has ended meanwhile is no error, and nothing else can be wrong
+	// with a message that the kernel's own was copied into.
+	const atOnce = 256
+	for part := range slices.Chunk(todo, atOnce) {
+		if err := f.send(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // staleVIPFlows matches flows to a virtual address that go to none of its back

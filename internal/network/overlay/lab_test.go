@@ -332,22 +332,22 @@ func (k *talk) line() (string, error) {
 	return string(b[:n]), err
 }
 
-// flow is a UDP socket that stays.
-type flow struct{ net.Conn }
+// udpTalk is a UDP socket that stays.
+type udpTalk struct{ net.Conn }
 
-func (l *lab) flow(ns, addr string) *flow {
+func (l *lab) talkUDP(ns, addr string) *udpTalk {
 	l.t.Helper()
 	var c net.Conn
 	if err := l.in(ns, func() (err error) { c, err = net.Dial("udp4", addr); return }); err != nil {
 		l.t.Fatal(err)
 	}
-	f := &flow{c}
+	f := &udpTalk{c}
 	f.say()
 	return f
 }
 
 // say returns who answers, or the error.
-func (f *flow) say() string {
+func (f *udpTalk) say() string {
 	_ = f.SetDeadline(time.Now().Add(patience))
 	if _, err := f.Write([]byte("x")); err != nil {
 		return err.Error()
@@ -358,6 +358,26 @@ func (f *flow) say() string {
 		return err.Error()
 	}
 	return string(b[:n])
+}
+
+// moves waits until another back end than the one named answers. That is to be
+// soon, and at most the question that is under way in that moment, which here
+// there always is, may get lost.
+func (f *udpTalk) moves(from string) error {
+	lost := 0
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+		got := f.say()
+		if !strings.HasPrefix(got, "t") && !strings.HasPrefix(got, "m") {
+			if lost++; lost > 1 {
+				return errors.New(got)
+			}
+			continue
+		}
+		if !strings.HasPrefix(got, from+" ") {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s goes on to answer", from)
 }
 
 func exchangeUnconnected(addr string) (string, error) {

@@ -90,7 +90,7 @@ func (o *Overlay) changeMesh(was, want *meshState) error {
 	}
 	o.mesh = want
 	if stale := staleMeshFlows(was, want); stale != nil {
-		return o.wire.forget(stale)
+		return o.wire.forget(stale, func(a netip.Addr) bool { return !want.gone[a] })
 	}
 	return nil
 }

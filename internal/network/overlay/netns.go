@@ -10,11 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	netlinkRoute     = unix.NETLINK_ROUTE
-	netlinkNetfilter = unix.NETLINK_NETFILTER
-)
-
 // nsID tells a namespace from another that later has the same path.
 type nsID struct{ dev, ino uint64 }
 

@@ -8,7 +8,6 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	mdnetlink "github.com/mdlayher/netlink"
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -50,7 +49,7 @@ const (
 // can be freed, some 10 ms.
 type wire struct {
 	nft *nftables.Conn
-	ct  *netlink.Handle // for connection tracking; nil until needed
+	ct  *flows // nil until needed
 	ns  netns.NsHandle
 }
 
@@ -82,21 +81,23 @@ func (w *wire) close() {
 	}
 	_ = w.nft.CloseLasting()
 	if w.ct != nil {
-		w.ct.Close()
+		w.ct.close()
 	}
 	_ = w.ns.Close()
 }
 
-// forget deletes flows of the namespace.
-func (w *wire) forget(stale udpFlow) error {
+// forget ends UDP flows of the namespace; those to addresses that stay end
+// softly.
+func (w *wire) forget(stale udpFlow, stays func(netip.Addr) bool) (err error) {
 	if w.ct == nil {
-		h, err := netlink.NewHandleAt(w.ns, netlinkNetfilter)
-		if err != nil {
+		if w.ct, err = dialFlows(w.ns); err != nil {
 			return err
 		}
-		w.ct = h
 	}
-	_, err := w.ct.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, stale)
+	if err = w.ct.end(stale, stays); err != nil {
+		w.ct.close() // there may be answers in it that nobody has read
+		w.ct = nil
+	}
 	return err
 }
 
@@ -200,6 +201,9 @@ func (b *batch) balance(c *nftables.Chain, to []netip.Addr, port uint16) {
 			elements[i] = nftables.SetElement{Key: binaryutil.NativeEndian.PutUint32(uint32(i)), Val: a.AsSlice()}
 		}
 		b.set(m, elements)
+		// Should a packet be just here when the rules change, it may find the
+		// map empty already: then it takes the first.
+		defer b.balance(c, to[:1], port)
 		pick = []expr.Any{
 			&expr.Numgen{Register: 1, Modulus: uint32(len(to)), Type: unix.NFT_NG_RANDOM},
 			&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetID: m.ID, SetName: m.Name},

@@ -140,7 +140,7 @@ func (sb *sandbox) change(want *taskRules) error {
 	if stale == nil || want.tracked && !sb.wire.anyUDP(of) {
 		return nil
 	}
-	return sb.wire.forget(stale)
+	return sb.wire.forget(stale, func(a netip.Addr) bool { return !want.gone[a] })
 }
 
 // anyUDP says whether UDP was ever sent to one of the addresses. Finding flows
