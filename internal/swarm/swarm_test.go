@@ -86,6 +86,7 @@ func quick() api.Spec {
 }
 
 func TestLifeOfASwarm(t *testing.T) {
+	t.Parallel()
 	var h [5]*host
 	for i := range h {
 		h[i] = newHost(t, "51.0", i+1)
