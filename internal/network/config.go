@@ -40,8 +40,8 @@ type Config struct {
 	ResolvConf string // "/etc/resolv.conf"
 	// Prepared is how many namespaces are kept ready for the next containers.
 	Prepared int
-	// DataAddr tells the address this node receives overlay traffic at; zero
-	// while it is in no swarm.
+	// DataAddr tells the address this node receives overlay traffic at; nil, or
+	// zero: it is found out from what the swarm tells (see learnSelf).
 	DataAddr func() netip.Addr
 	// Publish, if set, is told of networks created and destroyed (engine's Publish).
 	Publish func(events.Type, events.Action, events.Actor)

@@ -28,6 +28,7 @@ type testHost struct {
 	ns      string // of the host
 	outside string
 	bridge  string // Config.Bridge
+	untold  bool   // of its own address for overlay traffic
 	stop    func()
 }
 
@@ -87,7 +88,7 @@ func (h *testHost) start() {
 	h.t.Helper()
 	must(h.t, insidePath(h.ns, func(netns.NsHandle) (err error) {
 		h.Manager, err = New(Config{Dir: h.dir + "/state", ExecDir: h.dir + "/run", ResolvConf: h.dir + "/resolv.conf",
-			Bridge: h.bridge, Prepared: 1, DataAddr: func() netip.Addr { return h.addr }, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+			Bridge: h.bridge, Prepared: 1, DataAddr: h.vtep, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 		return err
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -101,6 +102,13 @@ func (h *testHost) start() {
 		}
 		h.stop = func() {}
 	}
+}
+
+func (h *testHost) vtep() netip.Addr {
+	if h.untold {
+		return netip.Addr{}
+	}
+	return h.addr
 }
 
 type testWriter struct{ t *testing.T }

@@ -67,6 +67,29 @@ func (l *links) routed() ([]netip.Prefix, error) {
 	return out, nil
 }
 
+// addresses returns the host's own IPv4 addresses.
+func (l *links) addresses() (map[netip.Addr]bool, error) {
+	addrs, err := l.h.AddrList(nil, unix.AF_INET)
+	out := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		out[toPrefix(a.IPNet).Addr()] = true
+	}
+	return out, err
+}
+
+// towards returns the address the host speaks to another one from.
+func (l *links) towards(to netip.Addr) (netip.Addr, error) {
+	routes, err := l.h.RouteGet(to.AsSlice())
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("route to %s: %w", to, err)
+	}
+	if len(routes) == 0 {
+		return netip.Addr{}, nil
+	}
+	src, _ := netip.AddrFromSlice(routes[0].Src)
+	return src.Unmap(), nil
+}
+
 // existing returns the first IPv4 address of an interface, with its subnet's
 // length, and whether there is such an interface at all.
 func (l *links) existing(name string) (addr netip.Prefix, there bool, err error) {

@@ -37,6 +37,7 @@ type Manager struct {
 	mu        sync.Mutex
 	networks  map[string]*netRecord // by id
 	sandboxes map[string]*sandbox   // by container id
+	self      netip.Addr            // this node's address for overlay traffic, if it had to be found out
 	adopted   map[string]bool       // sandboxes of an earlier daemon that go on, by container id
 }
 
@@ -58,7 +59,7 @@ func New(cfg Config) (*Manager, error) {
 		nets: newTurn(), networks: map[string]*netRecord{}, sandboxes: map[string]*sandbox{},
 		adopted: map[string]bool{}}
 	m.names = newResolver(m, host)
-	m.overlay, err = overlay.New(overlay.Config{Log: cfg.Log, DataAddr: cfg.DataAddr,
+	m.overlay, err = overlay.New(overlay.Config{Log: cfg.Log, DataAddr: m.dataAddr,
 		GatewayBridge: gatewayLink, LocalBridges: []string{cfg.Bridge, "br-*"}})
 	if err != nil {
 		return nil, errors.Join(err, host.Close())

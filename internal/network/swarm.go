@@ -20,6 +20,9 @@ import (
 // peer, endpoint, service; others are ignored): the whole set when complete,
 // else what changed. It returns when the data path follows them. Idempotent.
 func (m *Manager) Apply(ctx context.Context, complete bool, items []cluster.Item) error {
+	if err := m.learnSelf(items); err != nil {
+		return err
+	}
 	err := m.overlay.Apply(ctx, complete, items)
 	if len(m.overlay.Networks()) == 0 {
 		return err
@@ -28,8 +31,55 @@ func (m *Manager) Apply(ctx context.Context, complete bool, items []cluster.Item
 	return errors.Join(err, gwErr)
 }
 
+// dataAddr is this node's address for overlay traffic: the configured one, else
+// what the items told of it.
+func (m *Manager) dataAddr() netip.Addr {
+	if a := m.cfg.DataAddr(); a.IsValid() {
+		return a
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.self
+}
+
+// learnSelf finds out this node's address for overlay traffic where nobody told
+// it: the one of the swarm's addresses that is this host's own, or the one that
+// this host has towards another node.
+func (m *Manager) learnSelf(items []cluster.Item) error {
+	if m.dataAddr().IsValid() {
+		return nil
+	}
+	own, err := m.links.addresses()
+	if err != nil {
+		return err
+	}
+	var self, peer netip.Addr
+	for _, it := range items {
+		switch {
+		case it.Endpoint != nil && own[it.Endpoint.DataAddr]:
+			self = it.Endpoint.DataAddr
+		case it.Peer != nil && own[it.Peer.DataAddr]:
+			self = it.Peer.DataAddr
+		case it.Peer != nil && it.Peer.DataAddr.IsValid():
+			peer = it.Peer.DataAddr
+		}
+	}
+	if !self.IsValid() && peer.IsValid() {
+		if self, err = m.links.towards(peer); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.self = self
+	return nil
+}
+
 // LeaveSwarm removes every swarm network from the host.
 func (m *Manager) LeaveSwarm(ctx context.Context) error {
+	m.mu.Lock()
+	m.self = netip.Addr{}
+	m.mu.Unlock()
 	return m.overlay.LeaveSwarm(ctx) // the gateway network stays, as Docker's does
 }
 

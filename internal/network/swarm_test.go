@@ -49,10 +49,21 @@ func taskAddr(network, node int) netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("10.0.%d.%d", network, 10+node))
 }
 
-func TestSwarm(t *testing.T) {
+func TestSwarm(t *testing.T)            { testSwarm(t, true) }
+func TestSwarmFindsItself(t *testing.T) { testSwarm(t, false) }
+
+// testSwarm runs two nodes that are told their own addresses, or are not.
+func testSwarm(t *testing.T, told bool) {
 	world := newWorld(t)
 	ctx := context.Background()
 	hosts := []*testHost{newHostIn(t, world, "10.99.0.11"), newHostIn(t, world, "10.99.0.12")}
+	if !told {
+		for _, h := range hosts {
+			h.stop()
+			h.untold = true
+			h.start()
+		}
+	}
 	nodes := []netip.Addr{hosts[0].addr, hosts[1].addr}
 	var boxes []*Sandbox
 	for i, h := range hosts {
