@@ -125,5 +125,7 @@ func (a *API) removeConfig(ctx context.Context, r refReq) (none, error) {
 	if err := inUse("config", s.Spec.Name, users); err != nil {
 		return none{}, err
 	}
-	return none{}, a.propose(ctx, store.DeleteConfig(s))
+	c := store.DeleteConfig(s)
+	c.Expect = 0
+	return none{}, a.propose(ctx, c)
 }

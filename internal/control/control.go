@@ -140,7 +140,31 @@ func forward[Req, Resp any](ctx context.Context, a *API, name string, req Req) (
 func (a *API) propose(ctx context.Context, changes ...store.Change) error {
 	ctx, cancel := context.WithTimeout(ctx, proposeWait)
 	defer cancel()
-	err := a.Raft.Propose(ctx, changes...)
+	return inWords(a.Raft.Propose(ctx, changes...))
+}
+
+// edits bounds how often a write is made anew because a loop was faster.
+const edits = 20
+
+// edit writes what f makes of the state, and has it made anew when the state has
+// changed meanwhile: for writes of users that do not name the version they read,
+// or whose version says more than what they depend on.
+func (a *API) edit(ctx context.Context, f func(v store.View) ([]store.Change, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, proposeWait)
+	defer cancel()
+	for i := 0; ; i++ {
+		changes, err := f(a.Store.View())
+		if err != nil {
+			return err
+		}
+		err = a.Raft.Propose(ctx, changes...)
+		if !errors.Is(err, cluster.ErrStale) || i == edits {
+			return inWords(err)
+		}
+	}
+}
+
+func inWords(err error) error {
 	switch {
 	case err == nil:
 		return nil

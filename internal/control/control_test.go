@@ -290,6 +290,34 @@ func TestServiceLife(t *testing.T) {
 	}
 }
 
+// TestLoopsDoNotMakeUsersStale has a loop write a service after the user read it.
+func TestLoopsDoNotMakeUsersStale(t *testing.T) {
+	s := newSwarm(t)
+	a := s.apis["m2"]
+	created, err := a.CreateService(t.Context(), webSpec("web"), ServiceOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := s.store.View().Service(created.ID)
+	loop := *read
+	loop.Allocated = loop.SpecVersion
+	s.propose(t, store.UpdateService(&loop))
+	spec := webSpec("web")
+	spec.TaskTemplate.ContainerSpec.Image = "busybox:2"
+	if _, err := a.UpdateService(t.Context(), "web", read.Version, spec, ServiceOptions{}); err != nil {
+		t.Errorf("a loop's write came between: %v", err)
+	}
+	if got := s.store.View().Service(created.ID); got.Allocated != loop.Allocated {
+		t.Error("the loop's write is lost")
+	}
+	if _, err := a.UpdateService(t.Context(), "web", read.Version, webSpec("web"), ServiceOptions{}); err == nil {
+		t.Error("another user's write came between, and nobody noticed")
+	}
+	if _, err := a.UpdateService(t.Context(), "web", 1<<40, webSpec("web"), ServiceOptions{}); err == nil {
+		t.Error("a version of the future is taken")
+	}
+}
+
 func TestWithoutLeader(t *testing.T) {
 	s := newSwarm(t)
 	a := s.apis["m2"]

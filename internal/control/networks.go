@@ -156,35 +156,39 @@ func (a *API) RemoveNetwork(ctx context.Context, ref string) error {
 }
 
 func (a *API) removeNetwork(ctx context.Context, r refReq) (none, error) {
-	v := a.Store.View()
-	n, err := findNetwork(v, r.Ref)
+	return none{}, a.edit(ctx, func(v store.View) ([]store.Change, error) { return removal(v, r.Ref) })
+}
+
+// removal returns the changes that remove a network.
+func removal(v store.View, ref string) ([]store.Change, error) {
+	n, err := findNetwork(v, ref)
 	if err != nil {
-		return none{}, err
+		return nil, err
 	}
 	if isPredefined(n) {
-		return none{}, cluster.Deniedf("rpc error: code = PermissionDenied desc = %s is a pre-defined network and cannot be removed", n.Spec.Name)
+		return nil, cluster.Deniedf("rpc error: code = PermissionDenied desc = %s is a pre-defined network and cannot be removed", n.Spec.Name)
 	}
 	for _, s := range v.Services() {
 		if n.Spec.Ingress && cluster.IngressPorts(s.Spec) {
-			return none{}, precondition("ingress network cannot be removed because service %s depends on it", s.ID)
+			return nil, precondition("ingress network cannot be removed because service %s depends on it", s.ID)
 		}
 		for _, at := range s.Spec.TaskTemplate.Networks {
 			if at.Target == n.ID {
-				return none{}, precondition("network %s is in use by service %s", n.ID, s.ID)
+				return nil, precondition("network %s is in use by service %s", n.ID, s.ID)
 			}
 		}
 	}
 	ending := false
 	for _, t := range v.TasksIn(n.ID) {
 		if t.Active() {
-			return none{}, precondition("network %s is in use by task %s", n.ID, t.ID)
+			return nil, precondition("network %s is in use by task %s", n.ID, t.ID)
 		}
 		ending = ending || !t.Status.State.Terminal()
 	}
 	if !ending {
-		return none{}, a.propose(ctx, store.DeleteNetwork(n))
+		return []store.Change{store.DeleteNetwork(n)}, nil
 	}
 	gone := *n
 	gone.PendingDelete = true
-	return none{}, a.propose(ctx, store.UpdateNetwork(&gone))
+	return []store.Change{store.UpdateNetwork(&gone)}, nil
 }

@@ -182,25 +182,26 @@ func (a *API) RemoveNode(ctx context.Context, ref string, force bool) error {
 }
 
 func (a *API) removeNode(ctx context.Context, r removeNode) (none, error) {
-	v := a.Store.View()
-	n, err := findNode(v, r.Ref)
-	if err != nil {
-		return none{}, err
-	}
-	if _, member := a.members()[n.ID]; member || n.Manager != nil {
-		return none{}, precondition("node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.ID)
-	}
-	if n.Status.State == swarm.NodeStateReady && !r.Force {
-		return none{}, precondition("node %s is not down and can't be removed", n.ID)
-	}
-	c := *v.Cluster()
-	now := time.Now()
-	removed := map[string]time.Time{n.ID: now.Add(c.Spec.CAConfig.NodeCertExpiry + time.Hour)}
-	for id, until := range c.RemovedNodes {
-		if until.After(now) {
-			removed[id] = until
+	return none{}, a.edit(ctx, func(v store.View) ([]store.Change, error) {
+		n, err := findNode(v, r.Ref)
+		if err != nil {
+			return nil, err
 		}
-	}
-	c.RemovedNodes = removed
-	return none{}, a.propose(ctx, store.DeleteNode(n), store.PutCluster(&c))
+		if _, member := a.members()[n.ID]; member || n.Manager != nil {
+			return nil, precondition("node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.ID)
+		}
+		if n.Status.State == swarm.NodeStateReady && !r.Force {
+			return nil, precondition("node %s is not down and can't be removed", n.ID)
+		}
+		c := *v.Cluster()
+		now := time.Now()
+		removed := map[string]time.Time{n.ID: now.Add(c.Spec.CAConfig.NodeCertExpiry + time.Hour)}
+		for id, until := range c.RemovedNodes {
+			if until.After(now) {
+				removed[id] = until
+			}
+		}
+		c.RemovedNodes = removed
+		return []store.Change{store.DeleteNode(n), store.PutCluster(&c)}, nil
+	})
 }

@@ -127,5 +127,7 @@ func (a *API) removeSecret(ctx context.Context, r refReq) (none, error) {
 	if err := inUse("secret", s.Spec.Name, users); err != nil {
 		return none{}, err
 	}
-	return none{}, a.propose(ctx, store.DeleteSecret(s))
+	c := store.DeleteSecret(s)
+	c.Expect = 0
+	return none{}, a.propose(ctx, c)
 }

@@ -172,26 +172,34 @@ func (a *API) UpdateService(ctx context.Context, ref string, version uint64, spe
 }
 
 func (a *API) updateService(ctx context.Context, r updateService) (resp swarm.ServiceUpdateResponse, err error) {
-	v := a.Store.View()
-	old, err := findService(v, r.Ref)
-	if err != nil {
-		return resp, err
-	}
-	n := *old
-	if r.Opts.Rollback == "previous" {
-		err = rollBack(&n, r)
-	} else {
-		err = a.update(v, &n, r)
-	}
-	if err != nil {
-		return resp, err
-	}
-	return resp, a.propose(ctx, store.UpdateService(&n))
+	return resp, a.edit(ctx, func(v store.View) ([]store.Change, error) {
+		old, err := findService(v, r.Ref)
+		if err != nil {
+			return nil, err
+		}
+		n := *old
+		if r.Opts.Rollback == "previous" {
+			err = rollBack(&n, r)
+		} else {
+			err = a.update(v, &n, r)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return []store.Change{store.UpdateService(&n)}, nil
+	})
+}
+
+// stale reports whether the user read another spec than the service has. What
+// loops write of a service (ports, progress) makes versions too, but nobody's
+// spec depends on it.
+func stale(s *cluster.Service, read uint64) bool {
+	return read < s.SpecVersion || read > s.Version
 }
 
 // rollBack exchanges a service's spec with the one before.
 func rollBack(n *cluster.Service, r updateService) error {
-	if r.Version != n.Version {
+	if stale(n, r.Version) {
 		return outOfSequence()
 	}
 	if n.Previous == nil {
@@ -220,7 +228,7 @@ func (a *API) update(v store.View, n *cluster.Service, r updateService) error {
 	if modeOf(spec.Mode) != modeOf(n.Spec.Mode) {
 		return cluster.NotImplementedf("rpc error: code = Unimplemented desc = service mode change is not allowed")
 	}
-	if r.Version != n.Version {
+	if stale(n, r.Version) {
 		return outOfSequence()
 	}
 	auth := r.Opts.RegistryAuth
@@ -253,13 +261,14 @@ func (a *API) RemoveService(ctx context.Context, ref string) error {
 }
 
 func (a *API) removeService(ctx context.Context, r refReq) (none, error) {
-	s, err := findService(a.Store.View(), r.Ref)
+	var s *cluster.Service
+	err := a.edit(ctx, func(v store.View) (changes []store.Change, err error) {
+		if s, err = findService(v, r.Ref); err != nil {
+			return nil, err
+		}
+		return []store.Change{store.DeleteService(s)}, nil
+	})
 	if err != nil {
-		return none{}, err
-	}
-	c := store.DeleteService(s)
-	c.Expect = 0 // whatever the loops wrote meanwhile
-	if err := a.propose(ctx, c); err != nil {
 		return none{}, err
 	}
 	a.Log.Info("service was removed", "service", s.ID, "name", s.Spec.Name)
