@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,18 +16,19 @@ import (
 type bench struct {
 	*Group
 	leads    chan bool
-	stepped  int
-	running  int
-	began    int
+	stepped  atomic.Int64
+	running  atomic.Int64
+	began    atomic.Int64
 	die      chan error
-	canLeave bool
+	canLeave atomic.Bool
 }
 
 func newBench() *bench {
-	b := &bench{leads: make(chan bool), die: make(chan error), canLeave: true}
+	b := &bench{leads: make(chan bool), die: make(chan error)}
+	b.canLeave.Store(true)
 	b.Group = &Group{Leadership: b.leads, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), StepDown: func() error {
-		b.stepped++
-		if !b.canLeave {
+		b.stepped.Add(1)
+		if !b.canLeave.Load() {
 			return errors.New("alone")
 		}
 		return nil
@@ -35,9 +37,9 @@ func newBench() *bench {
 }
 
 func (b *bench) loop(ctx context.Context) error {
-	b.running++
-	b.began++
-	defer func() { b.running-- }()
+	b.running.Add(1)
+	b.began.Add(1)
+	defer func() { b.running.Add(-1) }()
 	select {
 	case <-ctx.Done():
 		return nil
@@ -55,11 +57,11 @@ func TestLoopsFollowLeadership(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- b.Run(ctx, b.loop) }()
-		expect := func(what string, running, began, stepped int) {
+		expect := func(what string, running, began, stepped int64) {
 			t.Helper()
 			synctest.Wait()
-			if b.running != running || b.began != began || b.stepped != stepped {
-				t.Errorf("%s: running %d, began %d, stepped down %d; want %d, %d, %d", what, b.running, b.began, b.stepped, running, began, stepped)
+			if b.running.Load() != running || b.began.Load() != began || b.stepped.Load() != stepped {
+				t.Errorf("%s: running %d, began %d, stepped down %d; want %d, %d, %d", what, b.running.Load(), b.began.Load(), b.stepped.Load(), running, began, stepped)
 			}
 		}
 		expect("at first", 0, 0, 0)
@@ -81,7 +83,7 @@ func TestLoopsFollowLeadership(t *testing.T) {
 		b.die <- nil
 		expect("a loop ended on its own", 0, 5, 3)
 		b.leads <- true
-		b.canLeave = false
+		b.canLeave.Store(false)
 		b.die <- errors.New("panic")
 		expect("a loop panicked and nobody else can lead", 0, 6, 4)
 		time.Sleep(pause)
