@@ -60,6 +60,8 @@ func (e *Engine) adoptOne(ctx context.Context, c *ctr) (alive bool, then func())
 	case rec.State.Status == container.StateRemoving, rec.State.Status == container.StateDead,
 		rec.HostConfig.AutoRemove && rec.State.Status == container.StateExited:
 		return false, func() { e.removeLater(c) }
+	case startsAtBoot(rec):
+		return false, func() { e.startLater(c) }
 	default:
 		return false, nil
 	}
@@ -80,6 +82,22 @@ func (e *Engine) adoptOne(ctx context.Context, c *ctr) (alive bool, then func())
 		e.pool.Release(ctx, shim)
 	}
 	return false, func() { e.finish(c, r, e.lostEnd(rec)) }
+}
+
+// startsAtBoot reports whether a container that had ended before the daemon went
+// is started when the daemon comes back: as Docker does, one of "always" even if
+// a user stopped it.
+func startsAtBoot(rec record) bool {
+	p := rec.HostConfig.RestartPolicy
+	return !rec.Swarm && rec.State.Status == container.StateExited && (p.IsAlways() || p.IsUnlessStopped() && !rec.State.UserStop)
+}
+
+func (e *Engine) startLater(c *ctr) {
+	err := e.update(c, func(rec *record) { rec.State.Status = container.StateRestarting })
+	if err != nil {
+		e.log.Error("container record not written", "container", c.id[:12], "err", err)
+	}
+	e.restartLater(c, 0)
 }
 
 // takeOver goes on with a container that runs.

@@ -73,8 +73,8 @@ func (e *Engine) newRecord(req CreateRequest, img image.Image) (record, error) {
 	}
 	mergeImage(&cfg, img.Config)
 	mergeDocker(&cfg, img)
-	if cfg.Hostname == "" && !hostCfg.NetworkMode.IsHost() && !hostCfg.NetworkMode.IsContainer() {
-		cfg.Hostname = id[:12]
+	if cfg.Hostname == "" {
+		cfg.Hostname = defaultHostname(id, hostCfg)
 	}
 	rec := record{
 		ID: id, Created: time.Now().UTC(), Swarm: req.Swarm, Config: &cfg, HostConfig: &hostCfg,
@@ -88,6 +88,20 @@ func (e *Engine) newRecord(req CreateRequest, img image.Image) (record, error) {
 	}
 	rec.Path, rec.Args = args[0], args[1:]
 	return rec, nil
+}
+
+// defaultHostname is the short id, or the host's name where its network or names
+// are shared. A container in another's network has no name of its own.
+func defaultHostname(id string, hc container.HostConfig) string {
+	switch {
+	case hc.NetworkMode.IsContainer():
+		return ""
+	case hc.NetworkMode.IsHost(), hc.UTSMode.IsHost():
+		if name, err := os.Hostname(); err == nil {
+			return name
+		}
+	}
+	return id[:12]
 }
 
 // mergeImage fills in from the image what the request leaves open, as Docker does.

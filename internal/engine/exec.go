@@ -395,7 +395,7 @@ func execError(err error) error {
 	if i := strings.Index(text, "OCI runtime exec failed"); i > 0 {
 		text = text[i:]
 	}
-	return cluster.Invalidf("%s", text)
+	return cluster.Invalidf("%s: unknown", strings.TrimSpace(text))
 }
 
 // execCode is the exit code of an exec that could not be started.

@@ -69,6 +69,9 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 func apiMounts(rec record) []container.MountPoint {
 	list := []container.MountPoint{}
+	if rec.State.Status == container.StateRemoving {
+		return list // it has given them back
+	}
 	for _, m := range rec.Mounts {
 		list = append(list, m.MountPoint)
 	}

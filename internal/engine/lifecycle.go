@@ -361,7 +361,7 @@ func (e *Engine) Wait(ctx context.Context, ref string, cond container.WaitCondit
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		st := c.rec.State
-		res := WaitResult{ExitCode: st.ExitCode, Err: st.Error}
+		res := WaitResult{ExitCode: st.ExitCode} // why a start failed is Start's to tell
 		done := c.removed
 		switch cond {
 		case container.WaitConditionNextExit:

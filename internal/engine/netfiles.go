@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -169,13 +168,6 @@ func (e *Engine) writeNetFiles(rec record, host bool) error {
 		}
 		if len(hc.DNSOptions) > 0 {
 			resolv += "options " + strings.Join(hc.DNSOptions, " ") + "\n"
-		}
-	}
-	if host && rec.Config.Hostname == "" {
-		if data, err := os.ReadFile("/etc/hostname"); err == nil {
-			if err := os.WriteFile(filepath.Join(e.dir(rec.ID), "hostname"), data, 0o644); err != nil {
-				return err
-			}
 		}
 	}
 	return errors.Join(

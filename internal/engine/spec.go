@@ -49,7 +49,7 @@ func (e *Engine) spec(rec record, rootfs []mount.Mount, netns string, binds []sp
 		Annotations: hc.Annotations,
 		Linux:       &specs.Linux{Sysctl: hc.Sysctls, CgroupsPath: e.cgroup(rec)},
 	}
-	if hc.NetworkMode.IsHost() || hc.UTSMode.IsHost() {
+	if hc.UTSMode.IsHost() {
 		s.Hostname, s.Domainname = "", "" // they are the host's
 	}
 	if s.Linux.Namespaces, err = e.namespaces(rec, netns); err != nil {

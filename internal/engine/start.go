@@ -200,7 +200,7 @@ func (e *Engine) stdio(rec record) stdio.Spec {
 // for the exit codes 126 and 127.
 func launchError(err error) error {
 	err = errgrpc.ToNative(err)
-	return cluster.Invalidf("failed to create task for container: failed to create shim task: %s", strings.TrimSpace(err.Error()))
+	return cluster.Invalidf("failed to create shim task: %s: unknown", strings.TrimSpace(err.Error()))
 }
 
 // failed records that a container could not be started.

@@ -28,6 +28,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/native"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	bolt "go.etcd.io/bbolt"
 )
@@ -228,7 +229,8 @@ func (s *Store) Collect(ctx context.Context) error {
 	}
 	for _, sn := range s.snaps {
 		if c, ok := sn.(snapshots.Cleaner); ok {
-			if err := c.Cleanup(ctx); err != nil {
+			// A store without a snapshot yet has no bucket to look in.
+			if err := c.Cleanup(ctx); err != nil && !errdefs.IsNotFound(err) {
 				return err
 			}
 		}
