@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"sync/atomic"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/skep-dev/skep/internal/engine"
 	"github.com/skep-dev/skep/internal/image"
 	"github.com/skep-dev/skep/internal/network"
+	"github.com/skep-dev/skep/internal/swarm"
 	"github.com/skep-dev/skep/internal/volume"
 )
 
@@ -24,6 +26,7 @@ type rooms struct {
 	images   *image.Store
 	volumes  *volume.Store
 	networks *network.Manager
+	users    *users
 	closers  []func() error
 }
 
@@ -69,6 +72,7 @@ func open(ctx context.Context, c *Config, log *slog.Logger) (_ *rooms, err error
 	r.networks, err = network.New(network.Config{
 		Dir: filepath.Join(c.DataRoot, "network"), ExecDir: filepath.Join(c.ExecRoot, "network"),
 		Bridge: c.Bridge, BIP: c.BridgeIP, AddressPools: pools(c.AddressPools), MTU: c.MTU,
+		DataAddr:   users.dataAddr,
 		ForwardDNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
 		Publish: users.publish, Log: log.With("room", "network"),
 	})
@@ -81,6 +85,7 @@ func open(ctx context.Context, c *Config, log *slog.Logger) (_ *rooms, err error
 	}
 	r.closers = append(r.closers, r.engine.Close)
 	users.engine.Store(r.engine)
+	r.users = users
 	return r, nil
 }
 
@@ -101,7 +106,18 @@ func pools(from []AddressPool) []network.Pool {
 }
 
 // users answers which containers use a thing, once there is an engine.
-type users struct{ engine atomic.Pointer[engine.Engine] }
+type users struct {
+	engine atomic.Pointer[engine.Engine]
+	node   atomic.Pointer[swarm.Node]
+}
+
+// dataAddr is where this host receives overlay traffic, once it is in a swarm.
+func (u *users) dataAddr() netip.Addr {
+	if n := u.node.Load(); n != nil {
+		return n.DataAddr()
+	}
+	return netip.Addr{}
+}
 
 func (u *users) publish(typ events.Type, action events.Action, actor events.Actor) {
 	if e := u.engine.Load(); e != nil {

@@ -27,7 +27,7 @@ func membership(c *Config, host httpapi.Host, r *rooms, log *slog.Logger) (*swar
 	if err != nil {
 		return nil, err
 	}
-	return swarm.New(swarm.Config{
+	node := swarm.New(swarm.Config{
 		Dir: filepath.Join(c.DataRoot, "swarm"),
 		NewAgent: func(nodeID string) swarm.Agent {
 			return agent.New(agent.Config{
@@ -40,7 +40,9 @@ func membership(c *Config, host httpapi.Host, r *rooms, log *slog.Logger) (*swar
 		Streams:          map[string]dispatch.StreamHandler{servicelogs.Kind: servicelogs.Serve(r.engine)},
 		DefaultAdvertise: c.DefaultAdvertiseAddr,
 		Log:              log.With("room", "swarm"),
-	}), nil
+	})
+	r.users.node.Store(node)
+	return node, nil
 }
 
 // swarmState returns the swarm's state as node, a manager, has it.

@@ -31,7 +31,7 @@ func (s *Server) issue(ctx context.Context, in *IssueRequest) (*IssueReply, erro
 	if err != nil {
 		return nil, err
 	}
-	_, leader, err := s.leading()
+	_, leader, err := s.leadingSoon(ctx)
 	if err != nil || leader != "" {
 		return &IssueReply{Redirect: leader}, err
 	}
@@ -131,7 +131,7 @@ func (s *Server) join(ctx context.Context, in *JoinRequest) (*empty, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, leader, err := s.leading()
+	_, leader, err := s.leadingSoon(ctx)
 	if err != nil || leader != "" {
 		return &empty{Redirect: leader}, err
 	}
@@ -190,7 +190,7 @@ func (s *Server) leave(ctx context.Context, _ *leaveRequest) (*empty, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, leader, err := s.leading()
+	l, leader, err := s.leadingSoon(ctx)
 	if err != nil || leader != "" {
 		return &empty{Redirect: leader}, err
 	}
@@ -247,7 +247,7 @@ func (s *Server) attach(ctx context.Context, in *AttachRequest) (*AttachReply, e
 	if err != nil {
 		return nil, err
 	}
-	_, leader, err := s.leading()
+	_, leader, err := s.leadingSoon(ctx)
 	if err != nil || leader != "" {
 		return &AttachReply{Redirect: leader}, err
 	}
@@ -313,7 +313,7 @@ func (s *Server) detach(ctx context.Context, in *detachRequest) (*empty, error) 
 	if err != nil {
 		return nil, err
 	}
-	_, leader, err := s.leading()
+	_, leader, err := s.leadingSoon(ctx)
 	if err != nil || leader != "" {
 		return &empty{Redirect: leader}, err
 	}
@@ -350,8 +350,12 @@ func (s *Server) forward(ctx context.Context, in *forwardRequest) (*forwardReply
 	return &forwardReply{Body: b, Err: toWire(err)}, nil
 }
 
-// electionWait is how long a follower's call waits for a leader to appear.
-const electionWait = 4 * time.Second
+// electionWait is how long a call waits for a leader to appear, electionLook how
+// often it looks.
+const (
+	electionWait = 4 * time.Second
+	electionLook = 25 * time.Millisecond
+)
 
 // Forward has the leader answer a call of control's API. It waits out an
 // election for a short while, then says ErrNoLeader.

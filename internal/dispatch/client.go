@@ -43,6 +43,7 @@ const (
 	answerTime  = 3 * time.Second // for a heartbeat to be answered
 	checkTime   = time.Second     // the same, when the manager is under suspicion
 	sessionOpen = 8 * time.Second // for the first answer of a session
+	failedFor   = 10 * time.Second
 )
 
 // ClientConfig is what a Client is made of.
@@ -74,7 +75,8 @@ type Client struct {
 
 	mu       sync.Mutex
 	managers []Manager
-	leader   string // an address that a manager said the leader has
+	leader   string               // an address that a manager said the leader has
+	failed   map[string]time.Time // when a session with an address could not be had
 }
 
 // NewClient returns a client.
@@ -84,7 +86,7 @@ func NewClient(c ClientConfig) (*Client, error) {
 		return nil, err
 	}
 	return &Client{
-		ClientConfig: c, codec: cd, check: make(chan struct{}, 1),
+		ClientConfig: c, codec: cd, check: make(chan struct{}, 1), failed: map[string]time.Time{},
 		peers:    &conns{codec: cd, id: c.Identity, dial: c.Dial},
 		managers: slices.Clone(c.Managers),
 	}, nil
@@ -115,7 +117,6 @@ func (c *Client) Run(ctx context.Context) error {
 		if errors.As(err, &redirect) {
 			c.setLeader(redirect.addr)
 		} else {
-			c.setLeader("")
 			c.OnConnect(err)
 			c.Log.Debug("session ended", "err", err)
 		}
@@ -151,14 +152,32 @@ func (c *Client) Known() []Manager {
 	return slices.Clone(c.managers)
 }
 
-// targets returns the addresses to try, the leader's first.
+// fail notes that a session with addr could not be had, or was lost.
+func (c *Client) fail(addr string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failed[addr] = time.Now()
+	if c.leader == addr {
+		c.leader = ""
+	}
+}
+
+// targets returns the addresses to try: the leader's first, those last that did
+// not answer of late.
 func (c *Client) targets() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var out []string
+	var out, last []string
 	for _, i := range rand.Perm(len(c.managers)) {
-		out = append(out, c.managers[i].Addr)
+		addr := c.managers[i].Addr
+		if t, ok := c.failed[addr]; ok && time.Since(t) < failedFor {
+			last = append(last, addr)
+		} else {
+			out = append(out, addr)
+		}
 	}
+	slices.SortFunc(last, func(a, b string) int { return c.failed[a].Compare(c.failed[b]) })
+	out = append(out, last...)
 	if c.leader != "" {
 		out = append([]string{c.leader}, slices.DeleteFunc(out, func(a string) bool { return a == c.leader })...)
 	}
@@ -186,14 +205,18 @@ func (c *Client) session(ctx context.Context) error {
 	defer opening.Stop()
 	stream, err := cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method("Session"))
 	if err != nil {
+		c.fail(addr)
 		return fmt.Errorf("manager at %s: %w", addr, fromGRPC(err))
 	}
 	s := &clientSession{c: c, cc: cc, stream: stream, sent: map[string]cluster.Status{}, got: make(chan struct{}, 1), ack: make(chan uint64),
 		pace: make(chan struct{}, 1), opened: opening}
-	if err := s.run(ctx, cancel, renewed); err != nil {
-		return fmt.Errorf("manager at %s: %w", addr, err)
+	err = s.run(ctx, cancel, renewed)
+	var redirect *redirected
+	if errors.Is(err, errRenewed) || errors.As(err, &redirect) {
+		return err
 	}
-	return nil
+	c.fail(addr)
+	return fmt.Errorf("manager at %s: %w", addr, err)
 }
 
 // clientSession is one session of a Client. Its sender owns sent and beats.

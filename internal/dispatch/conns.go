@@ -38,7 +38,7 @@ func connect(cd *codec, dial Dialer, addr string, creds credentials.TransportCre
 		grpc.WithIdleTimeout(5*time.Minute),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: 4 * time.Second,
+			MinConnectTimeout: 2 * time.Second,
 		}),
 	)
 }

@@ -178,7 +178,7 @@ type Dialer func(ctx context.Context, addr string) (net.Conn, error)
 // the kernel in about three seconds.
 func DialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	d := net.Dialer{
-		Timeout: 4 * time.Second,
+		Timeout: 2 * time.Second,
 		KeepAliveConfig: net.KeepAliveConfig{
 			Enable: true, Idle: time.Second, Interval: time.Second, Count: 2,
 		},

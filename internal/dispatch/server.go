@@ -58,6 +58,7 @@ type Server struct {
 	codec *codec
 	lead  atomic.Pointer[lead]
 	peers *conns
+	stop  chan struct{} // closed when Run ends
 
 	mu      sync.Mutex
 	waiting map[string]*waiter // streams a node was asked to open
@@ -70,7 +71,7 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	return &Server{
-		Config: c, codec: cd, waiting: map[string]*waiter{},
+		Config: c, codec: cd, stop: make(chan struct{}), waiting: map[string]*waiter{},
 		peers: &conns{codec: cd, id: c.Identity, dial: c.Dial},
 	}, nil
 }
@@ -86,7 +87,10 @@ func (s *Server) Run(ctx context.Context, lis net.Listener) error {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	g.RegisterService(&service, s)
-	stop := context.AfterFunc(ctx, g.Stop)
+	stop := context.AfterFunc(ctx, func() {
+		close(s.stop)
+		g.Stop()
+	})
 	defer stop()
 	defer s.peers.close()
 	err := g.Serve(lis)
@@ -108,6 +112,25 @@ func (s *Server) leading() (*lead, string, error) {
 		return nil, "", ErrNoLeader
 	}
 	return nil, addr, nil
+}
+
+// leadingSoon is leading, but waits a while for an election to end: those who
+// ask would only ask again.
+func (s *Server) leadingSoon(ctx context.Context) (*lead, string, error) {
+	deadline := time.Now().Add(electionWait)
+	for {
+		l, addr, err := s.leading()
+		if err == nil || time.Now().After(deadline) {
+			return l, addr, err
+		}
+		select {
+		case <-time.After(electionLook):
+		case <-ctx.Done():
+			return nil, "", err
+		case <-s.stop:
+			return nil, "", err
+		}
+	}
 }
 
 // anyone returns who calls: the zero Peer for one without a certificate.

@@ -176,7 +176,7 @@ func (s *Server) serveSession(stream grpc.ServerStream) error {
 	if err != nil {
 		return err
 	}
-	l, leader, err := s.leading()
+	l, leader, err := s.leadingSoon(stream.Context())
 	if err != nil {
 		return err
 	}

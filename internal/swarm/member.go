@@ -37,6 +37,7 @@ type member struct {
 	keys   chan []byte       // gossip's key; capacity 1
 	cancel context.CancelFunc
 	done   chan struct{}
+	saving chan struct{} // held while the state is written; capacity 1
 
 	manager atomic.Pointer[manager] // while this node is a manager that works
 
@@ -51,6 +52,7 @@ func (n *Node) newMember(st *state, id *pki.Identity) (*member, error) {
 	m := &member{
 		cfg: &n.cfg, id: id, state: *st, agent: n.cfg.NewAgent(st.NodeID),
 		roles: make(chan api.NodeRole, 1), keys: make(chan []byte, 1), done: make(chan struct{}),
+		saving: make(chan struct{}, 1),
 	}
 	m.gossip = gossip.New(gossip.Config{
 		NodeID: st.NodeID, Addr: st.Advertise.Addr(), Port: n.cfg.GossipPort, Peers: m.managerAddrs, Log: n.cfg.Log,
@@ -140,9 +142,9 @@ func (m *member) update(f func(*state)) {
 }
 
 func (m *member) saveState() {
-	m.mu.Lock()
-	st := m.state
-	m.mu.Unlock()
+	m.saving <- struct{}{} // one at a time, each with what is newest then
+	defer func() { <-m.saving }()
+	st, _, _ := m.snapshot()
 	if m.boot != nil && !m.boot.done.Load() {
 		return // a swarm that is not made yet leaves nothing to come back to
 	}

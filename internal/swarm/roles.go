@@ -54,6 +54,9 @@ func (r *roles) Run(ctx context.Context) error {
 // pass demotes whom it can.
 func (r *roles) pass(ctx context.Context) error {
 	v := r.store.View()
+	if v.Cluster() == nil {
+		return nil // not founded yet
+	}
 	var errs error
 	for _, m := range r.raft.Members() {
 		n := v.Node(m.ID)

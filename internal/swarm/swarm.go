@@ -9,6 +9,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -170,6 +171,17 @@ func (n *Node) NodeID() string {
 		return m.id.Peer().NodeID
 	}
 	return ""
+}
+
+// DataAddr returns the address this node receives overlay traffic at, the zero
+// Addr in no swarm.
+func (n *Node) DataAddr() netip.Addr {
+	m := n.cur.Load()
+	if m == nil {
+		return netip.Addr{}
+	}
+	st, _, _ := m.snapshot()
+	return st.Data
 }
 
 // Open has a node answer a request and returns what it sends; any manager can
