@@ -24,7 +24,11 @@ func (l *Loop) Run(ctx context.Context) error {
 		Name: "allocate", Store: l.Store, Log: l.Log,
 		Kinds: []store.Kind{store.KindCluster, store.KindNetwork, store.KindService, store.KindTask, store.KindNode},
 		Once: func(ctx context.Context, _ time.Time) (time.Time, error) {
-			return time.Time{}, pass.Apply(ctx, l.Propose, held.Plan(l.Store.View()))
+			todo, ready := held.Plan(l.Store.View())
+			if len(ready) > 0 {
+				l.Store.ObserveAll(ready)
+			}
+			return time.Time{}, pass.Apply(ctx, l.Propose, todo)
 		},
 	}.Run(ctx)
 }

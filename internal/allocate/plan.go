@@ -1,8 +1,9 @@
 // Package allocate gives out what may be held once only: the subnets and VNIs of
 // networks, the virtual addresses and published ports of services, and the
 // addresses of tasks and nodes. The leader runs it. It writes those fields and
-// nothing else, but for letting a task on to PENDING when it has its addresses
-// and saying on a waiting one why it waits.
+// nothing else, but for saying on a waiting task why it waits, and for letting it
+// on to PENDING when it has its addresses: that step is observed, not logged, for
+// it follows from what is logged.
 package allocate
 
 import (
@@ -32,9 +33,10 @@ const (
 
 var defaultPool = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 
-// Plan returns the writes that give everything in the view what it lacks. The
-// ledger is brought up to date with the view first and then notes what is given.
-func (l *ledger) Plan(v store.View) pass.Todo {
+// Plan returns the writes that give everything in the view what it lacks, and
+// the tasks that lack nothing and may be scheduled. The ledger is brought up to
+// date with the view first and then notes what is given.
+func (l *ledger) Plan(v store.View) (todo pass.Todo, ready []store.Observation) {
 	l.follow(v)
 	p := &planner{ledger: l, v: v}
 	for _, n := range v.Networks() {
@@ -46,7 +48,7 @@ func (l *ledger) Plan(v store.View) pass.Todo {
 	p.services()
 	p.nodes()
 	p.tasks()
-	return p.todo
+	return p.todo, p.ready
 }
 
 type planner struct {
@@ -54,6 +56,7 @@ type planner struct {
 	v       store.View
 	ingress *cluster.Network
 	todo    pass.Todo
+	ready   []store.Observation
 }
 
 // Overlay reports whether a network's addresses are the swarm's to give. The
@@ -365,7 +368,8 @@ func (p *planner) nodes() {
 	}
 }
 
-// tasks gives new tasks their addresses and lets them on to be scheduled.
+// tasks gives new tasks their addresses, and lets those that have theirs on to be
+// scheduled.
 func (p *planner) tasks() {
 	var wait []*cluster.Task
 	for _, t := range p.v.Tasks() {
@@ -385,16 +389,14 @@ func (p *planner) tasks() {
 			if t.Status.Err != err.Error() {
 				p.todo.Add(store.SetStatus(t.ID, cluster.Status{State: cluster.StateNew, Message: t.Status.Message, Err: err.Error()}))
 			}
+		case len(at) > 0:
+			c := *t
+			c.Networks = at
+			p.todo.Add(store.UpdateTask(&c))
 		case ready:
-			var group []store.Change
-			if len(at) > 0 {
-				c := *t
-				c.Networks = at
-				group = append(group, store.UpdateTask(&c))
-			}
-			p.todo.Add(append(group, store.SetStatus(t.ID, cluster.Status{
-				State: cluster.StatePending, Message: "pending task scheduling",
-			}))...)
+			p.ready = append(p.ready, store.Observation{TaskID: t.ID, Status: cluster.Status{
+				State: cluster.StatePending, At: t.UpdatedAt, Message: "pending task scheduling",
+			}})
 		}
 	}
 }

@@ -43,10 +43,11 @@ func (g *stage) apply(cs ...store.Change) {
 func (g *stage) settle() {
 	g.t.Helper()
 	for range 10 {
-		todo := g.l.Plan(g.s.View())
-		if len(todo) == 0 {
-			if again := newLedger().Plan(g.s.View()); len(again) != 0 {
-				g.t.Fatalf("a new leader's plan yields %d groups", len(again))
+		todo, ready := g.l.Plan(g.s.View())
+		g.s.ObserveAll(ready)
+		if len(todo)+len(ready) == 0 {
+			if again, ready := newLedger().Plan(g.s.View()); len(again)+len(ready) != 0 {
+				g.t.Fatalf("a new leader's plan yields %d groups", len(again)+len(ready))
 			}
 			g.unique()
 			return

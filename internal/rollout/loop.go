@@ -19,13 +19,13 @@ type Loop struct {
 
 // Run blocks until ctx ends or leadership is lost (cluster.ErrNotLeader).
 func (l *Loop) Run(ctx context.Context) error {
-	began := map[string]time.Time{}
+	began, memo := map[string]time.Time{}, pass.NewMemo()
 	return pass.Loop{
 		Name: "rollout", Store: l.Store, Log: l.Log,
 		Kinds: []store.Kind{store.KindService, store.KindTask, store.KindNode},
 		Once: func(ctx context.Context, now time.Time) (time.Time, error) {
 			v := l.Store.View()
-			todo, again := Plan(now, v, began)
+			todo, again := Plan(now, v, began, memo)
 			for id := range began {
 				if v.Task(id) == nil {
 					delete(began, id)

@@ -44,12 +44,24 @@ const (
 
 // Plan returns the writes that take every update a step further, and when to look
 // again. began holds, by task, since when a task served; Plan adds what it sees.
-func Plan(now time.Time, v store.View, began map[string]time.Time) (todo pass.Todo, again time.Time) {
+// memo (nil for none) spares it what has not changed.
+func Plan(now time.Time, v store.View, began map[string]time.Time, memo *pass.Memo) (todo pass.Todo, again time.Time) {
+	memo.Begin(v)
 	p := &planner{now: now, v: v, began: began}
 	for _, s := range v.Services() {
-		p.service(s)
+		tasks := v.TasksOf(s.ID)
+		at, quiet := memo.Quiet(now, s, tasks)
+		if !quiet {
+			before := len(p.todo)
+			p.again = time.Time{}
+			p.service(s, tasks)
+			if at = p.again; len(p.todo) == before {
+				memo.Remember(s, tasks, at)
+			}
+		}
+		again = pass.Sooner(again, at)
 	}
-	return p.todo, p.again
+	return p.todo, again
 }
 
 type planner struct {
@@ -70,12 +82,12 @@ type rollout struct {
 	compared map[uint64]cluster.SpecChange
 }
 
-func (p *planner) service(s *cluster.Service) {
+func (p *planner) service(s *cluster.Service, tasks []*cluster.Task) {
 	if s.Allocated != s.SpecVersion || s.Spec.Mode.ReplicatedJob != nil || s.Spec.Mode.GlobalJob != nil {
 		return
 	}
 	r := &rollout{
-		planner: p, svc: s, cfg: configOf(s), places: cluster.Places(p.v.TasksOf(s.ID)),
+		planner: p, svc: s, cfg: configOf(s), places: cluster.Places(tasks),
 		compared: map[uint64]cluster.SpecChange{},
 	}
 	dirty := r.survey()

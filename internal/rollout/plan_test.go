@@ -21,10 +21,11 @@ type stage struct {
 	now   time.Time
 	made  int
 	began map[string]time.Time
+	memo  *pass.Memo
 }
 
 func newStage(t testing.TB, n int, cfg *swarm.UpdateConfig) *stage {
-	g := &stage{t: t, s: store.New(), now: time.Unix(10_000, 0), began: map[string]time.Time{}}
+	g := &stage{t: t, s: store.New(), now: time.Unix(10_000, 0), began: map[string]time.Time{}, memo: pass.NewMemo()}
 	count := uint64(n)
 	g.apply(store.CreateNode(&cluster.Node{
 		ID: "a", Spec: &swarm.NodeSpec{}, Description: &swarm.NodeDescription{}, Status: cluster.NodeStatus{State: swarm.NodeStateReady},
@@ -75,7 +76,7 @@ func (g *stage) update() {
 func (g *stage) pass() (again time.Time) {
 	g.t.Helper()
 	for range 10 {
-		todo, again := Plan(g.now, g.s.View(), g.began)
+		todo, again := Plan(g.now, g.s.View(), g.began, g.memo)
 		pass.Number(todo, func() string { g.made++; return fmt.Sprintf("new%d", g.made) })
 		for _, group := range todo {
 			g.apply(group...)
@@ -208,7 +209,7 @@ func TestFailures(t *testing.T) {
 				g.now = g.now.Add(c.after)
 			}
 			g.end("new1", cluster.StateFailed)
-			todo, _ := Plan(g.now, g.s.View(), g.began)
+			todo, _ := Plan(g.now, g.s.View(), g.began, g.memo)
 			for _, group := range todo {
 				if len(group) == 1 { // the status alone
 					g.apply(group...)

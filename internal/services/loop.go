@@ -19,14 +19,14 @@ type Loop struct {
 
 // Run blocks until ctx ends or leadership is lost (cluster.ErrNotLeader).
 func (l *Loop) Run(ctx context.Context) error {
+	memo := pass.NewMemo()
 	return pass.Loop{
-		Name: "services", Store: l.Store, Log: l.Log, Once: l.once,
+		Name: "services", Store: l.Store, Log: l.Log,
 		Kinds: []store.Kind{store.KindService, store.KindTask, store.KindNode},
+		Once: func(ctx context.Context, now time.Time) (time.Time, error) {
+			todo, again := Plan(now, l.Store.View(), memo)
+			pass.Number(todo, l.NewID)
+			return again, pass.Apply(ctx, l.Propose, todo)
+		},
 	}.Run(ctx)
-}
-
-func (l *Loop) once(ctx context.Context, now time.Time) (time.Time, error) {
-	todo, again := Plan(now, l.Store.View())
-	pass.Number(todo, l.NewID)
-	return again, pass.Apply(ctx, l.Propose, todo)
 }

@@ -31,14 +31,25 @@ const (
 )
 
 // Plan returns the writes that bring every service to its wanted tasks, and when
-// to look again.
-func Plan(now time.Time, v store.View) (todo pass.Todo, again time.Time) {
+// to look again. memo (nil for none) spares it what has not changed.
+func Plan(now time.Time, v store.View, memo *pass.Memo) (todo pass.Todo, again time.Time) {
+	memo.Begin(v)
 	p := &planner{now: now, v: v, constraints: map[*swarm.ServiceSpec][]cluster.Constraint{}}
-	p.misfits = p.overcommitted()
+	p.misfits = p.overcommitted(memo)
 	for _, svc := range v.Services() {
-		p.service(svc)
+		tasks := v.TasksOf(svc.ID)
+		at, quiet := memo.Quiet(now, svc, tasks)
+		if !quiet {
+			before := len(p.todo)
+			p.again = time.Time{}
+			p.service(svc, tasks)
+			if at = p.again; len(p.todo) == before {
+				memo.Remember(svc, tasks, at)
+			}
+		}
+		again = pass.Sooner(again, at)
 	}
-	return p.todo, p.again
+	return p.todo, again
 }
 
 // planner is one pass.
@@ -52,13 +63,13 @@ type planner struct {
 	constraints map[*swarm.ServiceSpec][]cluster.Constraint
 }
 
-func (p *planner) service(svc *cluster.Service) {
+func (p *planner) service(svc *cluster.Service, tasks []*cluster.Task) {
 	mode := svc.Spec.Mode
 	if mode.ReplicatedJob != nil || mode.GlobalJob != nil {
 		return // control refuses jobs as yet
 	}
 	s := &servicePlan{
-		planner: p, svc: svc, places: cluster.Places(p.v.TasksOf(svc.ID)),
+		planner: p, svc: svc, places: cluster.Places(tasks),
 		changed: map[string]bool{}, compared: map[uint64]cluster.SpecChange{},
 	}
 	if mode.Global != nil {
@@ -266,17 +277,18 @@ func (s *servicePlan) desire(t *cluster.Task, d cluster.State) store.Change {
 
 // overcommitted finds the tasks for which their node no longer has room: in the
 // order in which they came, each takes what it reserves while there is enough.
-func (p *planner) overcommitted() map[string]bool {
+func (p *planner) overcommitted(memo *pass.Memo) map[string]bool {
 	out := map[string]bool{}
 	for _, n := range p.v.Nodes() {
-		if n.Down() || n.Draining() || n.Description == nil {
-			continue
+		if n.Down() || n.Draining() || n.Description == nil || !memo.NodeChanged(n) {
+			continue // the scheduler does not promise too much: a node must have shrunk
 		}
 		left := n.Description.Resources
 		for _, t := range p.reserving(n.ID) {
 			r := cluster.ReservationsOf(p.v.SpecOf(t.ServiceID, t.SpecVersion).Spec)
 			if r.NanoCPUs > left.NanoCPUs || r.MemoryBytes > left.MemoryBytes {
 				out[t.ID] = true
+				memo.DoubtNode(n) // until it is seen to be put right
 				continue
 			}
 			left.NanoCPUs -= r.NanoCPUs

@@ -22,10 +22,11 @@ type stage struct {
 	index uint64
 	now   time.Time
 	made  int
+	memo  *pass.Memo
 }
 
 func newStage(t testing.TB, spec swarm.ServiceSpec, nodes ...string) *stage {
-	g := &stage{t: t, s: store.New(), now: time.Unix(10_000, 0)}
+	g := &stage{t: t, s: store.New(), now: time.Unix(10_000, 0), memo: pass.NewMemo()}
 	for _, id := range nodes {
 		g.apply(store.CreateNode(&cluster.Node{
 			ID: id, Spec: &swarm.NodeSpec{Availability: swarm.NodeAvailabilityActive},
@@ -93,12 +94,12 @@ func pause(n *cluster.Node) { n.Spec = &swarm.NodeSpec{Availability: swarm.NodeA
 // pass makes one pass; then planning again must yield nothing.
 func (g *stage) pass() (again time.Time) {
 	g.t.Helper()
-	todo, again := Plan(g.now, g.s.View())
+	todo, again := Plan(g.now, g.s.View(), g.memo)
 	pass.Number(todo, func() string { g.made++; return fmt.Sprintf("t%04d", g.made) })
 	for _, group := range todo {
 		g.apply(group...)
 	}
-	if rest, _ := Plan(g.now, g.s.View()); len(rest) != 0 {
+	if rest, _ := Plan(g.now, g.s.View(), nil); len(rest) != 0 {
 		g.t.Errorf("planning again yields %d groups\n%s", len(rest), g)
 	}
 	return again
@@ -300,7 +301,7 @@ func TestAMisfitIsRejectedAndReplaced(t *testing.T) {
 	g.pass()
 	g.run("t0001", "a")
 	g.node("a", func(n *cluster.Node) { n.Description = &swarm.NodeDescription{} })
-	todo, _ := Plan(g.now, g.s.View())
+	todo, _ := Plan(g.now, g.s.View(), nil)
 	pass.Number(todo, func() string { return "t0002" })
 	for _, group := range todo {
 		g.apply(group...)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/moby/moby/api/types/swarm"
+
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/store"
 )
@@ -91,7 +93,7 @@ func ports(v store.View) error {
 }
 
 // places: no place has two tasks of one version that are wanted and alive, but
-// for a drained node's that waits for its successor.
+// for services that start first: there a drained node's waits for its successor.
 func places(v store.View) error {
 	type key struct {
 		service string
@@ -100,8 +102,7 @@ func places(v store.View) error {
 	}
 	by := map[key]string{}
 	for _, t := range v.Tasks() {
-		n := v.Node(t.NodeID)
-		if t.Desired > cluster.StateRunning || t.Status.State.Terminal() || t.Attach != nil || n != nil && n.Draining() {
+		if t.Desired > cluster.StateRunning || t.Status.State.Terminal() || t.Attach != nil || startsFirst(v.Service(t.ServiceID)) {
 			continue
 		}
 		k := key{t.ServiceID, t.Key(), t.SpecVersion}
@@ -111,6 +112,10 @@ func places(v store.View) error {
 		by[k] = t.ID
 	}
 	return nil
+}
+
+func startsFirst(s *cluster.Service) bool {
+	return s != nil && s.Spec.UpdateConfig != nil && s.Spec.UpdateConfig.Order == swarm.UpdateOrderStartFirst
 }
 
 // hostPorts: no node's port is given to two tasks.
