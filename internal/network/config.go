@@ -43,6 +43,9 @@ type Config struct {
 	// DataAddr tells the address this node receives overlay traffic at; nil, or
 	// zero: it is found out from what the swarm tells (see learnSelf).
 	DataAddr func() netip.Addr
+	// Swarm gives plain containers places in attachable networks; nil: nobody
+	// does, and only tasks are in swarm networks.
+	Swarm Swarm
 	// Publish, if set, is told of networks created and destroyed (engine's Publish).
 	Publish func(events.Type, events.Action, events.Actor)
 	Log     *slog.Logger

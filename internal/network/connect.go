@@ -20,16 +20,26 @@ func (m *Manager) Connect(ctx context.Context, containerID string, er EndpointRe
 		return nil, err
 	}
 	defer give()
-	if err := m.prepareGateway(ctx, []EndpointRequest{er}); err != nil {
+	s := m.sandbox(containerID)
+	if s == nil {
+		return nil, cluster.NotFoundf("container %s has no network namespace", containerID)
+	}
+	if er, err = m.admit(ctx, s, er, true); err != nil {
 		return nil, err
 	}
-	old, next, err := m.reserveMore(containerID, er)
+	back := context.WithoutCancel(ctx)
+	var old, next *sandbox
+	if err = m.prepareGateway(ctx, []EndpointRequest{er}); err == nil {
+		old, next, err = m.reserveMore(containerID, er)
+	}
+	if err == nil {
+		if err = m.change(ctx, old, next); err != nil {
+			err = errors.Join(err, m.change(back, next, old))
+		}
+	}
 	if err != nil {
+		m.giveBack(back, er.task)
 		return nil, err
-	}
-	if err := m.change(ctx, old, next); err != nil {
-		back := context.WithoutCancel(ctx)
-		return nil, errors.Join(err, m.change(back, next, old))
 	}
 	for i := range next.Endpoints {
 		if ep := &next.Endpoints[i]; old.in(ep.NetworkID) == nil && !ep.Hidden {
@@ -90,7 +100,11 @@ func (m *Manager) Disconnect(ctx context.Context, containerID, ref string, force
 	if !slices.ContainsFunc(next.Endpoints, func(e endpoint) bool { return e.External }) {
 		next.Endpoints = slices.DeleteFunc(next.Endpoints, func(e endpoint) bool { return e.Hidden })
 	}
-	return m.change(ctx, old, &next)
+	if err := m.change(ctx, old, &next); err != nil {
+		return err
+	}
+	m.giveBack(ctx, ep.Task)
+	return nil
 }
 
 // connected finds the endpoint that ref means.

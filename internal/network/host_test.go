@@ -28,7 +28,8 @@ type testHost struct {
 	ns      string // of the host
 	outside string
 	bridge  string // Config.Bridge
-	untold  bool   // of its own address for overlay traffic
+	swarm   Swarm
+	untold  bool // of its own address for overlay traffic
 	stop    func()
 }
 
@@ -88,7 +89,7 @@ func (h *testHost) start() {
 	h.t.Helper()
 	must(h.t, insidePath(h.ns, func(netns.NsHandle) (err error) {
 		h.Manager, err = New(Config{Dir: h.dir + "/state", ExecDir: h.dir + "/run", ResolvConf: h.dir + "/resolv.conf",
-			Bridge: h.bridge, Prepared: 1, DataAddr: h.vtep, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+			Bridge: h.bridge, Swarm: h.swarm, Prepared: 1, DataAddr: h.vtep, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 		return err
 	}))
 	ctx, cancel := context.WithCancel(context.Background())

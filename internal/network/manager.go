@@ -20,24 +20,27 @@ import (
 
 // Manager owns the networks of one host (one network namespace).
 type Manager struct {
-	cfg      Config
-	log      *slog.Logger
-	host     netns.NsHandle // the daemon's namespace, whichever it is
-	links    *links
-	pool     *nsPool
-	fw       *firewall
-	ports    *portTable
-	names    *resolver
-	overlay  *overlay.Overlay
-	netsDir  records
-	boxesDir records
-	nets     turn  // whoever makes or removes networks
-	boxes    turns // whoever works on a container's sandbox, by container
+	cfg       Config
+	log       *slog.Logger
+	host      netns.NsHandle // the daemon's namespace, whichever it is
+	links     *links
+	pool      *nsPool
+	fw        *firewall
+	ports     *portTable
+	names     *resolver
+	overlay   *overlay.Overlay
+	netsDir   records
+	boxesDir  records
+	placesDir records
+	nets      turn  // whoever makes or removes networks
+	boxes     turns // whoever works on a container's sandbox, by container
 
 	mu        sync.Mutex
 	networks  map[string]*netRecord // by id
 	sandboxes map[string]*sandbox   // by container id
 	self      netip.Addr            // this node's address for overlay traffic, if it had to be found out
+	owed      map[string]bool       // places to be given back to the swarm, by task
+	applied   chan struct{}         // closed by the next Apply
 	adopted   map[string]bool       // sandboxes of an earlier daemon that go on, by container id
 }
 
@@ -52,12 +55,13 @@ func New(cfg Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{cfg: cfg, log: cfg.Log, host: host,
-		netsDir:  records{filepath.Join(cfg.Dir, "networks")},
-		boxesDir: records{filepath.Join(cfg.ExecDir, "sandboxes")},
-		pool:     newNSPool(filepath.Join(cfg.ExecDir, "netns"), cfg.Prepared),
-		fw:       newFirewall(host, cfg.Log), ports: newPortTable(host),
+		netsDir:   records{filepath.Join(cfg.Dir, "networks")},
+		boxesDir:  records{filepath.Join(cfg.ExecDir, "sandboxes")},
+		placesDir: records{filepath.Join(cfg.Dir, "places")},
+		pool:      newNSPool(filepath.Join(cfg.ExecDir, "netns"), cfg.Prepared),
+		fw:        newFirewall(host, cfg.Log), ports: newPortTable(host),
 		nets: newTurn(), networks: map[string]*netRecord{}, sandboxes: map[string]*sandbox{},
-		adopted: map[string]bool{}}
+		adopted: map[string]bool{}, owed: map[string]bool{}, applied: make(chan struct{})}
 	m.names = newResolver(m, host)
 	m.overlay, err = overlay.New(overlay.Config{Log: cfg.Log, DataAddr: m.dataAddr,
 		GatewayBridge: gatewayLink, LocalBridges: []string{cfg.Bridge, "br-*"}})
@@ -91,6 +95,9 @@ func (m *Manager) open() error {
 		return err
 	})
 	if err != nil {
+		return err
+	}
+	if err := m.loadDebts(); err != nil {
 		return err
 	}
 	if m.links, err = newLinks(m.host); err != nil {
@@ -137,6 +144,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	g.Go(func() error { return m.pool.run(ctx) })
 	g.Go(func() error { return m.fw.run(ctx) })
 	g.Go(func() error { return m.overlay.Run(ctx) })
+	g.Go(func() error { return m.payDebts(ctx) })
 	err := g.Wait()
 	m.names.closeAll()
 	return errors.Join(err, m.ports.closeAll(), m.overlay.Close())

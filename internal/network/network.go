@@ -25,6 +25,9 @@ type SandboxRequest struct {
 	DNSOptions []string
 	ExtraHosts []string // name:address
 	Sysctls    map[string]string
+	// Plain is set for a container that is no task: its addresses in swarm
+	// networks are wishes. A task's are given by the swarm.
+	Plain bool
 }
 
 // EndpointRequest is a container's wish for a place in one network. In a swarm
@@ -39,6 +42,8 @@ type EndpointRequest struct {
 	// GwPriority decides which network carries the default route: the highest,
 	// and the first among equals.
 	GwPriority int
+
+	task string // by which a place the swarm gave is given back
 }
 
 // Sandbox is a container's network namespace, made and connected.

@@ -85,7 +85,9 @@ type endpoint struct {
 	Hidden bool
 	// External is set for a place in a swarm network that has a way out.
 	External bool
-	Ingress  bool // a place in the ingress network, which has no names
+	// Task is what the swarm knows a plain container's place by.
+	Task    string
+	Ingress bool // a place in the ingress network, which has no names
 }
 
 // gateway returns the endpoint that carries the default route, or nil.

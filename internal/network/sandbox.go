@@ -32,11 +32,18 @@ func (m *Manager) Join(ctx context.Context, req SandboxRequest) (*Sandbox, error
 			return nil, err
 		}
 	}
-	if err := m.prepareGateway(ctx, req.Endpoints); err != nil {
+	s, err := newSandbox(req)
+	if err != nil {
 		return nil, err
 	}
-	s, err := m.reserve(req)
+	if req.Endpoints, err = m.admitAll(ctx, s, req.Endpoints, req.Plain); err != nil {
+		return nil, err
+	}
+	if err = m.prepareGateway(ctx, req.Endpoints); err == nil {
+		err = m.reserve(s, req.Endpoints)
+	}
 	if err != nil {
+		m.giveBackAll(context.WithoutCancel(ctx), req.Endpoints)
 		return nil, err
 	}
 	if s, err = m.build(ctx, s, req); err != nil {
@@ -45,28 +52,32 @@ func (m *Manager) Join(ctx context.Context, req SandboxRequest) (*Sandbox, error
 	return s.public(), nil
 }
 
-// reserve puts a sandbox with its addresses in force, before anything is built:
-// from here on nobody else gets them and its networks cannot be removed.
-func (m *Manager) reserve(req SandboxRequest) (*sandbox, error) {
+// newSandbox starts a record.
+func newSandbox(req SandboxRequest) (*sandbox, error) {
 	if req.ContainerID == "" || strings.ContainsAny(req.ContainerID, "/.") {
 		return nil, cluster.Invalidf("invalid container id %q", req.ContainerID)
 	}
-	s := &sandbox{ContainerID: req.ContainerID, Name: req.ContainerName, Hostname: req.Hostname, Dir: req.Dir,
-		DNS: req.DNS, DNSSearch: req.DNSSearch, DNSOptions: req.DNSOptions, ExtraHosts: req.ExtraHosts}
+	return &sandbox{ContainerID: req.ContainerID, Name: req.ContainerName, Hostname: req.Hostname, Dir: req.Dir,
+		DNS: req.DNS, DNSSearch: req.DNSSearch, DNSOptions: req.DNSOptions, ExtraHosts: req.ExtraHosts}, nil
+}
+
+// reserve puts a sandbox with its addresses in force, before anything is built:
+// from here on nobody else gets them and its networks cannot be removed.
+func (m *Manager) reserve(s *sandbox, wishes []EndpointRequest) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, er := range m.inOrder(req.Endpoints) {
+	for _, er := range m.inOrder(wishes) {
 		ep, err := m.place(s, er)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		s.Endpoints = append(s.Endpoints, *ep)
 	}
 	if err := m.placeGateway(s); err != nil {
-		return nil, err
+		return err
 	}
 	m.sandboxes[s.ContainerID] = s
-	return s, nil
+	return nil
 }
 
 // place finds a container's endpoint in a network. m.mu is held.
@@ -304,6 +315,9 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 		return err
 	}
 	m.setSandbox(s.ContainerID, nil)
+	for i := range s.Endpoints {
+		m.giveBack(ctx, s.Endpoints[i].Task)
+	}
 	return nil
 }
 

@@ -24,6 +24,7 @@ func (m *Manager) Apply(ctx context.Context, complete bool, items []cluster.Item
 		return err
 	}
 	err := m.overlay.Apply(ctx, complete, items)
+	m.noteApplied()
 	if len(m.overlay.Networks()) == 0 {
 		return err
 	}
@@ -128,7 +129,7 @@ func placeInSwarm(s *sandbox, n *overlay.Network, er EndpointRequest) (*endpoint
 	}
 	mac := cluster.MAC(er.Addr)
 	ep := &endpoint{Kind: driverOverlay, IfName: s.nextIf(), Links: er.Links, Priority: er.GwPriority,
-		External: !n.Internal, Ingress: n.Ingress,
+		External: !n.Internal, Ingress: n.Ingress, Task: er.task,
 		Endpoint: Endpoint{NetworkID: n.ID, NetworkName: n.Name, EndpointID: newID(), Aliases: er.Aliases,
 			Addr: netip.PrefixFrom(er.Addr, n.Subnet.Bits()), MAC: net.HardwareAddr(mac[:]).String()}}
 	if !ep.Ingress {
