@@ -107,6 +107,18 @@ type Service struct {
 	JobStarted   time.Time
 }
 
+// AuthOf returns what nodes show the registry for the image of a version of the
+// service's spec; "" for nothing.
+func (s *Service) AuthOf(specVersion uint64) string {
+	switch specVersion {
+	case s.SpecVersion:
+		return s.RegistryAuth
+	case s.PrevVersion:
+		return s.PreviousAuth
+	}
+	return ""
+}
+
 // VIP is a service's virtual address in one network. Addr is the zero Addr in a
 // network where the service has none (dnsrr).
 type VIP struct {

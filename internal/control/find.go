@@ -1,7 +1,6 @@
 package control
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -34,7 +33,7 @@ func find[T any](noun, ref string, all []*T, id func(*T) string, name func(*T) s
 	case 1:
 		return found[0], nil
 	}
-	return nil, errors.New(fmt.Sprintf("%s %s is ambiguous (%d matches found)", noun, ref, len(found)))
+	return nil, fmt.Errorf("%s %s is ambiguous (%d matches found)", noun, ref, len(found))
 }
 
 func findNode(v store.View, ref string) (*cluster.Node, error) {

@@ -15,8 +15,8 @@ import (
 // at about the same time, each made or refused by itself.
 const (
 	frameFormat = 1
-	maxFrame    = 1 << 20 // bytes, unless one entry alone is larger
-	maxInFrame  = 512     // entries
+	maxFrame    = 256 << 10 // bytes, unless one entry alone is larger
+	maxInFrame  = 512       // entries
 )
 
 func encodeFrame(entries [][]byte) []byte {

@@ -62,6 +62,10 @@ func (l Limits) withDefaults() Limits {
 // snapshotCheck is how often it is looked whether a snapshot is due.
 const snapshotCheck = 5 * time.Second
 
+// cachedEntries is how many of the last log entries are kept in memory, for
+// followers that are not far behind. An entry may be large: not too many.
+const cachedEntries = 128
+
 // stopWait bounds what an orderly stop waits for.
 const stopWait = 3 * time.Second
 
@@ -119,7 +123,7 @@ func (l *Log) open() error {
 	conf := l.raftConfig()
 	conf.Logger = logger
 	sealed := &sealedLog{LogStore: l.wal, keys: l.cfg.Keys}
-	logs, err := raft.NewLogCache(int(l.cfg.Limits.Trailing), sealed)
+	logs, err := raft.NewLogCache(cachedEntries, sealed)
 	if err != nil {
 		return err
 	}
@@ -150,7 +154,7 @@ func (l *Log) raftConfig() *raft.Config {
 	c.ElectionTimeout = l.cfg.Tick
 	c.LeaderLeaseTimeout = l.cfg.Tick
 	c.CommitTimeout = max(l.cfg.Tick/15, time.Millisecond)
-	c.MaxAppendEntries = 128
+	c.MaxAppendEntries = 64
 	c.BatchApplyCh = true
 	c.ShutdownOnRemove = false // the daemon stops a demoted manager itself
 	c.SnapshotInterval = snapshotCheck

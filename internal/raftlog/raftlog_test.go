@@ -407,6 +407,36 @@ func TestStateIsKeptOnDiskAndSealed(t *testing.T) {
 	m.end()
 }
 
+// TestLargeEntries writes more than a segment holds in one entry.
+func TestLargeEntries(t *testing.T) {
+	n := &network{hosts: map[string]*host{}}
+	dir := t.TempDir()
+	quick := func(c *Config) { c.Tick = 50 * time.Millisecond }
+	m := n.manager(t, "m1", dir, quick)
+	if err := m.Bootstrap(); err != nil {
+		t.Fatal(err)
+	}
+	leaderOf(t, m)
+	large := func(id string, size int) store.Change {
+		return store.CreateConfig(&cluster.Config{ID: id, Spec: &swarm.ConfigSpec{Annotations: swarm.Annotations{Name: id}, Data: make([]byte, size)}})
+	}
+	for id, size := range map[string]int{"a": 10 << 20, "b": 1 << 20, "c": 10 << 20, "d": 1} {
+		if err := m.Propose(t.Context(), large(id, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.Propose(t.Context(), large("huge", 20<<20)); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("an entry that is too large: %v", err)
+	}
+	m.end()
+	m = n.manager(t, "m1", dir, quick)
+	leaderOf(t, m)
+	if got := len(m.store.View().Configs()); got != 4 {
+		t.Errorf("%d configs after a restart, want 4", got)
+	}
+	m.end()
+}
+
 func TestLimitsChangeAtRunTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{hosts: map[string]*host{}}
