@@ -8,6 +8,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/pass"
 	"github.com/skep-dev/skep/internal/store"
 )
 
@@ -21,7 +22,10 @@ type ledger struct {
 	ports map[port]string // by whom
 
 	nets      map[string]*netHold
-	holders   map[string]*hold
+	holders   map[string]*hold // services and nodes
+	tasks     map[string]*hold
+	waiting   map[string]*cluster.Task // those without addresses as yet
+	changes   pass.Changes
 	round     uint64
 	tentative []addr
 	promised  []port // like tentative
@@ -39,7 +43,7 @@ type addr struct {
 
 // hold is what one service, task or node holds.
 type hold struct {
-	version uint64 // of the object, when it was read
+	version uint64 // of a service or node, when it was read
 	round   uint64
 	addrs   []addr
 	ports   []port
@@ -54,6 +58,7 @@ func newLedger() *ledger {
 	return &ledger{
 		pools: map[string]*pool{}, vnis: map[uint32]string{}, ports: map[port]string{},
 		nets: map[string]*netHold{}, holders: map[string]*hold{},
+		tasks: map[string]*hold{}, waiting: map[string]*cluster.Task{},
 	}
 }
 
@@ -85,28 +90,54 @@ func (l *ledger) follow(v store.View) {
 			}
 		}
 	}
-	for _, t := range v.Tasks() {
-		if t.Status.State.Terminal() || len(t.Networks) == 0 {
-			if l.round == 1 { // it may be the last to have been given one
-				for _, at := range t.Networks {
-					if p := l.pools[at.NetworkID]; p != nil {
-						p.goOnAfter(at.Addr, t.CreatedAt.UnixNano())
-					}
-				}
-			}
-			continue // its record goes below, with those that are gone
-		}
-		if h, changed := l.touch("t/"+t.ID, t.Wants); changed {
-			l.release(h)
-			for _, at := range t.Networks {
-				l.hold(h, at.NetworkID, at.Addr, t.CreatedAt)
-			}
-		}
-	}
+	l.followTasks(v)
 	for k, h := range l.holders {
 		if h.round != l.round {
 			l.release(h)
 			delete(l.holders, k)
+		}
+	}
+}
+
+func (l *ledger) followTasks(v store.View) {
+	changed, gone := l.changes.Since(v.Tasks())
+	for _, t := range gone {
+		delete(l.waiting, t.ID)
+		l.release(l.tasks[t.ID])
+		delete(l.tasks, t.ID)
+	}
+	for _, t := range changed {
+		if t.Status.State == cluster.StateNew {
+			l.waiting[t.ID] = t
+		} else {
+			delete(l.waiting, t.ID)
+		}
+		h := l.tasks[t.ID]
+		l.release(h)
+		if len(t.Networks) == 0 {
+			continue
+		}
+		if t.Status.State.Terminal() {
+			delete(l.tasks, t.ID)
+			if l.round == 1 { // it may be the last to have been given one
+				l.goOnAfter(t)
+			}
+			continue
+		}
+		if h == nil {
+			h = &hold{}
+			l.tasks[t.ID] = h
+		}
+		for _, at := range t.Networks {
+			l.hold(h, at.NetworkID, at.Addr, t.CreatedAt)
+		}
+	}
+}
+
+func (l *ledger) goOnAfter(t *cluster.Task) {
+	for _, at := range t.Networks {
+		if p := l.pools[at.NetworkID]; p != nil {
+			p.goOnAfter(at.Addr, t.CreatedAt.UnixNano())
 		}
 	}
 }
@@ -183,6 +214,9 @@ func (l *ledger) holdPorts(h *hold, s *cluster.Service) {
 }
 
 func (l *ledger) release(h *hold) {
+	if h == nil {
+		return
+	}
 	for _, a := range h.addrs {
 		l.free(a)
 	}

@@ -372,13 +372,14 @@ func (p *planner) nodes() {
 // scheduled.
 func (p *planner) tasks() {
 	var wait []*cluster.Task
-	for _, t := range p.v.Tasks() {
-		if t.Status.State == cluster.StateNew && t.Desired <= cluster.StateRunning {
+	for _, t := range p.waiting {
+		if t.Desired <= cluster.StateRunning {
 			wait = append(wait, t)
 		}
 	}
 	slices.SortStableFunc(wait, func(a, b *cluster.Task) int {
-		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ServiceID, b.ServiceID), cmp.Compare(a.Slot, b.Slot))
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ServiceID, b.ServiceID),
+			cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.ID, b.ID))
 	})
 	for _, t := range wait {
 		mark := len(p.tentative)

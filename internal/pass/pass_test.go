@@ -124,3 +124,38 @@ func TestLoopWakes(t *testing.T) {
 		}
 	})
 }
+
+func TestChanges(t *testing.T) {
+	task := func(id string) *cluster.Task { return &cluster.Task{ID: id} }
+	a, b, c, d := task("a"), task("b"), task("c"), task("d")
+	b2 := task("b")
+	names := func(ts []*cluster.Task) (out string) {
+		for _, t := range ts {
+			out += t.ID
+		}
+		return out
+	}
+	var ch Changes
+	for _, step := range []struct {
+		tasks         []*cluster.Task
+		changed, gone string
+	}{
+		{nil, "", ""},
+		{[]*cluster.Task{b, c}, "bc", ""},
+		{[]*cluster.Task{b, c}, "", ""},
+		{[]*cluster.Task{a, b2, c, d}, "abd", ""},
+		{[]*cluster.Task{b2, d}, "", "ac"},
+		{[]*cluster.Task{a, b, c}, "abc", "d"},
+		{nil, "", "abc"},
+	} {
+		changed, gone := ch.Since(step.tasks)
+		if names(changed) != step.changed || names(gone) != step.gone {
+			t.Errorf("%s: changed %q, gone %q; want %q, %q", names(step.tasks), names(changed), names(gone), step.changed, step.gone)
+		}
+	}
+	ch.Since([]*cluster.Task{a})
+	ch.Reset()
+	if changed, gone := ch.Since([]*cluster.Task{a}); names(changed) != "a" || len(gone) != 0 {
+		t.Errorf("after a reset: changed %q, gone %q", names(changed), names(gone))
+	}
+}

@@ -18,12 +18,17 @@ type Loop struct {
 
 // Run blocks until ctx ends or leadership is lost (cluster.ErrNotLeader).
 func (l *Loop) Run(ctx context.Context) error {
+	mem := newMemory()
 	return pass.Loop{
 		Name: "reap", Store: l.Store, Log: l.Log,
 		Kinds: []store.Kind{store.KindCluster, store.KindNetwork, store.KindService, store.KindTask, store.KindNode},
 		Once: func(ctx context.Context, now time.Time) (time.Time, error) {
-			todo, again := Plan(now, l.Store.View())
-			return again, pass.Apply(ctx, l.Propose, todo)
+			todo, again := mem.Plan(now, l.Store.View())
+			err := pass.Apply(ctx, l.Propose, todo)
+			if err != nil {
+				mem = newMemory() // what was not written must be looked at again
+			}
+			return again, err
 		},
 	}.Run(ctx)
 }

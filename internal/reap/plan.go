@@ -5,6 +5,7 @@
 package reap
 
 import (
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -19,19 +20,46 @@ const OrphanAfter = 24 * time.Hour
 
 const defaultHistory = 5
 
-// Plan returns the writes that forget what is over, and when to look again.
-func Plan(now time.Time, v store.View) (todo pass.Todo, again time.Time) {
+// memory is what a pass need not look at again.
+type memory struct {
+	memo     *pass.Memo
+	changes  pass.Changes
+	nodes    []*cluster.Node
+	services []*cluster.Service
+	again    time.Time
+}
+
+func newMemory() *memory { return &memory{memo: pass.NewMemo()} }
+
+// Plan returns the writes that forget what is over, and when to look again. With
+// a memory it looks only at what has changed since the last pass.
+func (m *memory) Plan(now time.Time, v store.View) (todo pass.Todo, again time.Time) {
+	m.memo.Begin(v)
 	p := &planner{now: now, v: v, deleted: map[string]bool{}}
-	for _, t := range v.Tasks() {
+	tasks := v.Tasks()
+	look, _ := m.changes.Since(tasks)
+	nodes, services := v.Nodes(), v.Services()
+	due := !m.again.IsZero() && !now.Before(m.again)
+	if due || !slices.Equal(nodes, m.nodes) || !slices.Equal(services, m.services) {
+		look, m.nodes, m.services, m.again = tasks, nodes, services, time.Time{}
+	}
+	for _, t := range look {
 		p.task(t)
 	}
-	for _, s := range v.Services() {
-		p.history(s)
+	m.again = pass.Sooner(m.again, p.again)
+	for _, s := range services {
+		of := v.TasksOf(s.ID)
+		if _, quiet := m.memo.Quiet(now, s, of); quiet {
+			continue
+		}
+		if before := len(p.todo); !p.history(s, of) && len(p.todo) == before {
+			m.memo.Remember(s, of, time.Time{})
+		}
 	}
 	for _, n := range v.Networks() {
 		p.network(n)
 	}
-	return p.todo, p.again
+	return p.todo, m.again
 }
 
 type planner struct {
@@ -88,23 +116,26 @@ func (p *planner) forget(t *cluster.Task) {
 }
 
 // history keeps as many tasks of a place as users want to see, the wanted one
-// included; the oldest that have ended go first.
-func (p *planner) history(s *cluster.Service) {
-	for _, pl := range cluster.Places(p.v.TasksOf(s.ID)) {
-		limit := p.limit(s)
-		if limit < 0 {
-			continue
-		}
+// included; the oldest that have ended go first. It reports whether any went.
+func (p *planner) history(s *cluster.Service, tasks []*cluster.Task) (went bool) {
+	limit := p.limit(s)
+	if limit < 0 {
+		return false
+	}
+	for _, pl := range cluster.Places(tasks) {
+		keep := limit
 		if len(pl.Wanted()) == 0 {
-			limit = max(limit, 1) // the last one says how the place ended
+			keep = max(keep, 1) // the last one says how the place ended
 		}
-		for _, t := range pl.Tasks[:max(0, len(pl.Tasks)-1)] {
-			over := p.remaining(pl) > limit
-			if over && t.Desired > cluster.StateRunning && t.Status.State.Terminal() {
+		over := p.remaining(pl) - keep
+		for _, t := range pl.Tasks[:len(pl.Tasks)-1] {
+			if over > 0 && t.Desired > cluster.StateRunning && t.Status.State.Terminal() && !p.deleted[t.ID] {
 				p.forget(t)
+				over, went = over-1, true
 			}
 		}
 	}
+	return went
 }
 
 func (p *planner) remaining(pl cluster.Place) (n int) {

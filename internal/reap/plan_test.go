@@ -17,10 +17,11 @@ type stage struct {
 	s     *store.Store
 	index uint64
 	now   time.Time
+	m     *memory
 }
 
 func newStage(t testing.TB) *stage {
-	g := &stage{t: t, s: store.New(), now: time.Unix(1_000_000, 0)}
+	g := &stage{t: t, s: store.New(), now: time.Unix(1_000_000, 0), m: newMemory()}
 	g.apply(store.PutCluster(&cluster.Cluster{ID: "c", Spec: &swarm.Spec{}}))
 	g.apply(store.CreateNode(&cluster.Node{ID: "a", Spec: &swarm.NodeSpec{}, Status: cluster.NodeStatus{State: swarm.NodeStateReady}}))
 	g.apply(store.CreateService(&cluster.Service{ID: "web", Spec: &swarm.ServiceSpec{Annotations: swarm.Annotations{Name: "web"}}}))
@@ -41,7 +42,7 @@ func (g *stage) apply(cs ...store.Change) {
 func (g *stage) pass() (left []string) {
 	g.t.Helper()
 	for range 10 {
-		todo, _ := Plan(g.now, g.s.View())
+		todo, _ := g.m.Plan(g.now, g.s.View())
 		if len(todo) == 0 {
 			for _, t := range g.s.View().Tasks() {
 				left = append(left, t.ID)
@@ -143,7 +144,7 @@ func TestOrphans(t *testing.T) {
 	g.apply(store.UpdateNode(&n))
 	since := n.Status.Since
 	g.now = since.Add(OrphanAfter - time.Minute)
-	if _, again := Plan(g.now, g.s.View()); !again.Equal(since.Add(OrphanAfter)) {
+	if _, again := g.m.Plan(g.now, g.s.View()); !again.Equal(since.Add(OrphanAfter)) {
 		t.Errorf("the next look is at %v; want 24 h after %v", again, since)
 	}
 	g.pass()

@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/pass"
 	"github.com/skep-dev/skep/internal/store"
 )
 
@@ -21,6 +22,8 @@ type ledger struct {
 	classes map[string]*class
 	spread  map[string]*spread // of each service
 	tasks   map[string]*taken
+	waiting map[string]*cluster.Task // those no node has heard of
+	changes pass.Changes
 	needs   map[version]*need
 	// failing holds when tasks of a version failed on a node, oldest first.
 	failing   map[version]map[string][]time.Time
@@ -63,7 +66,6 @@ type taken struct {
 	active bool // counts as a task of its service and host
 	holds  bool // holds its resources and ports
 	failed bool // counted as a failure
-	round  uint64
 }
 
 // spread counts a service's active tasks by host. Most services have few tasks:
@@ -111,7 +113,7 @@ func (l *ledger) running(service string, h *host) int {
 func newLedger() *ledger {
 	return &ledger{
 		hosts: map[string]*host{}, classes: map[string]*class{}, spread: map[string]*spread{},
-		tasks: map[string]*taken{}, needs: map[version]*need{}, failing: map[version]map[string][]time.Time{},
+		tasks: map[string]*taken{}, waiting: map[string]*cluster.Task{}, needs: map[version]*need{}, failing: map[version]map[string][]time.Time{},
 	}
 }
 
@@ -121,26 +123,23 @@ func (l *ledger) follow(now time.Time, v store.View, tasks []*cluster.Task) {
 		l.drop(&l.tentative[i])
 	}
 	l.tentative = l.tentative[:0]
-	l.round++
-	l.followNodes(v)
-	for _, t := range tasks {
-		if t.NodeID == "" || t.ServiceID == "" {
-			continue
-		}
-		k := l.tasks[t.ID]
-		if k == nil {
-			k = &taken{}
-			l.tasks[t.ID] = k
-		}
-		k.round = l.round
-		if h := l.hosts[t.NodeID]; k.task != t || k.host != h {
-			l.retake(k, t, h, v)
+	moved := l.followNodes(v)
+	changed, gone := l.changes.Since(tasks)
+	for _, t := range gone {
+		delete(l.waiting, t.ID)
+		if k := l.tasks[t.ID]; k != nil {
+			l.retake(k, nil, nil, v)
+			delete(l.tasks, t.ID)
 		}
 	}
-	for id, k := range l.tasks {
-		if k.round != l.round {
-			l.retake(k, nil, nil, v)
-			delete(l.tasks, id)
+	for _, t := range changed {
+		l.followTask(t, v)
+	}
+	if moved {
+		for _, k := range l.tasks {
+			if h := l.hosts[k.task.NodeID]; k.host != h {
+				l.retake(k, k.task, h, v)
+			}
 		}
 	}
 	for of, n := range l.needs {
@@ -151,7 +150,26 @@ func (l *ledger) follow(now time.Time, v store.View, tasks []*cluster.Task) {
 	l.forgetFailures(now)
 }
 
-func (l *ledger) followNodes(v store.View) {
+func (l *ledger) followTask(t *cluster.Task, v store.View) {
+	if t.Status.State < cluster.StateAssigned {
+		l.waiting[t.ID] = t
+	} else {
+		delete(l.waiting, t.ID)
+	}
+	if t.NodeID == "" || t.ServiceID == "" {
+		return
+	}
+	k := l.tasks[t.ID]
+	if k == nil {
+		k = &taken{}
+		l.tasks[t.ID] = k
+	}
+	l.retake(k, t, l.hosts[t.NodeID], v)
+}
+
+// followNodes reports whether a node has come or gone.
+func (l *ledger) followNodes(v store.View) (moved bool) {
+	l.round++
 	added := false
 	for _, n := range v.Nodes() {
 		h := l.hosts[n.ID]
@@ -166,7 +184,8 @@ func (l *ledger) followNodes(v store.View) {
 		}
 	}
 	gone := func(h *host) bool { return h.round != l.round }
-	if added || slices.ContainsFunc(l.order, gone) {
+	moved = added || slices.ContainsFunc(l.order, gone)
+	if moved {
 		for _, h := range l.order {
 			if gone(h) {
 				h.class.leave(h)
@@ -185,6 +204,7 @@ func (l *ledger) followNodes(v store.View) {
 			delete(l.classes, sig)
 		}
 	}
+	return moved
 }
 
 // describe takes in what changed of a node: its class and its resources.

@@ -34,32 +34,27 @@ type group struct {
 // Plan returns the writes that place what waits. The ledger is brought up to
 // date with the view first and then notes what is placed.
 func (l *ledger) Plan(now time.Time, v store.View) pass.Todo {
-	tasks := v.Tasks()
-	l.follow(now, v, tasks)
+	l.follow(now, v, v.Tasks())
 	var todo pass.Todo
 	var preassigned []*cluster.Task
 	groups := map[version]*group{}
-	for _, t := range tasks {
-		if t.Status.State >= cluster.StateAssigned {
-			continue
-		}
-		if t.Desired > cluster.StateRunning {
+	for _, t := range l.waiting {
+		switch {
+		case t.Desired > cluster.StateRunning:
 			todo.Add(store.SetStatus(t.ID, cluster.Status{State: cluster.StateShutdown, Message: obsolete}))
-			continue
-		}
-		if t.Status.State != cluster.StatePending {
-			continue
-		}
-		if t.NodeID != "" {
+		case t.Status.State != cluster.StatePending:
+		case t.NodeID != "":
 			preassigned = append(preassigned, t)
-			continue
+		default:
+			of := version{t.ServiceID, t.SpecVersion}
+			if groups[of] == nil {
+				groups[of] = &group{of: of}
+			}
+			groups[of].tasks = append(groups[of].tasks, t)
 		}
-		of := version{t.ServiceID, t.SpecVersion}
-		if groups[of] == nil {
-			groups[of] = &group{of: of}
-		}
-		groups[of].tasks = append(groups[of].tasks, t)
 	}
+	byAge(preassigned)
+	slices.SortFunc(todo, func(a, b []store.Change) int { return strings.Compare(a[0].ID, b[0].ID) })
 	p := &planner{ledger: l, v: v, todo: todo, scratch: newScratch(waitingIn(groups))}
 	p.todo = slices.Grow(p.todo, p.left)
 	l.tentative = slices.Grow(l.tentative, p.left)
@@ -83,9 +78,7 @@ func waitingIn(groups map[version]*group) (n int) {
 func inOrder(groups map[version]*group) []*group {
 	out := make([]*group, 0, len(groups))
 	for _, g := range groups {
-		slices.SortFunc(g.tasks, func(a, b *cluster.Task) int {
-			return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Slot, b.Slot), strings.Compare(a.ID, b.ID))
-		})
+		byAge(g.tasks)
 		out = append(out, g)
 	}
 	slices.SortFunc(out, func(a, b *group) int {
@@ -93,6 +86,12 @@ func inOrder(groups map[version]*group) []*group {
 			strings.Compare(a.of.service, b.of.service), cmp.Compare(a.of.version, b.of.version))
 	})
 	return out
+}
+
+func byAge(tasks []*cluster.Task) {
+	slices.SortFunc(tasks, func(a, b *cluster.Task) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Slot, b.Slot), strings.Compare(a.ID, b.ID))
+	})
 }
 
 type planner struct {
@@ -106,12 +105,12 @@ type planner struct {
 // thousand tasks of as many services.
 type scratch struct {
 	left     int // how many tasks may still be placed
-	tasks    []cluster.Task
-	changes  []store.Change
+	copies   []cluster.Task
+	writes   []store.Change
 	assigned cluster.Status
 	out      []*host
 	seen     []*host
-	classes  []*class
+	fits     []*class
 	rest     heap[ranked]
 }
 
@@ -124,13 +123,13 @@ func newScratch(waiting int) scratch {
 
 // assign is the write that gives a task its node.
 func (p *planner) assign(t *cluster.Task, h *host) []store.Change {
-	if len(p.scratch.tasks) == 0 {
+	if len(p.copies) == 0 {
 		n := max(1, min(p.left, 512))
 		p.left -= n
-		p.scratch.tasks, p.changes = make([]cluster.Task, n), make([]store.Change, 2*n)
+		p.copies, p.writes = make([]cluster.Task, n), make([]store.Change, 2*n)
 	}
-	c, group := &p.scratch.tasks[0], p.changes[:2:2]
-	p.scratch.tasks, p.changes = p.scratch.tasks[1:], p.changes[2:]
+	c, group := &p.copies[0], p.writes[:2:2]
+	p.copies, p.writes = p.copies[1:], p.writes[2:]
 	*c = *t
 	c.NodeID = h.node.ID
 	group[0] = store.UpdateTask(c)
@@ -242,8 +241,8 @@ func (p *planner) lightest(of version, n *need, count int) []*host {
 
 // fitting lists the classes that a need allows, their hosts in heap order.
 func (p *planner) fitting(n *need) []*class {
-	out := p.scratch.classes[:0]
-	for _, c := range p.ledger.classes {
+	out := p.fits[:0]
+	for _, c := range p.classes {
 		if n.classObstacle(c) != none {
 			continue
 		}
@@ -254,7 +253,7 @@ func (p *planner) fitting(n *need) []*class {
 		}
 		out = append(out, c)
 	}
-	p.scratch.classes = out
+	p.fits = out
 	return out
 }
 
