@@ -46,8 +46,6 @@ func unbuiltInService(s *swarm.ServiceSpec) error {
 	if r := t.Resources; r != nil {
 		options = append(options,
 			absent{"the reservation of generic resources (--generic-resource)", r.Reservations != nil && len(r.Reservations.GenericResources) > 0},
-			absent{"the limit of swap (--memory-swap)", r.SwapBytes != nil},
-			absent{"swappiness (--memory-swappiness)", r.MemorySwappiness != nil},
 		)
 	}
 	if c := t.ContainerSpec; c != nil {
@@ -66,9 +64,7 @@ func unbuiltInContainer(c *swarm.ContainerSpec) []absent {
 	if p := c.Privileges; p != nil {
 		options = append(options,
 			absent{"a credential spec (--credential-spec)", p.CredentialSpec != nil},
-			absent{"an SELinux context", p.SELinuxContext != nil},
-			absent{"a seccomp profile of a service", p.Seccomp != nil},
-			absent{"an AppArmor profile of a service", p.AppArmor != nil},
+			absent{"an SELinux context of a service", p.SELinuxContext != nil},
 		)
 	}
 	for _, m := range c.Mounts {

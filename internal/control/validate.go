@@ -20,13 +20,14 @@ import (
 // Bounds on what users may ask for. Docker has most of them only where something
 // breaks; here they are far above what works and far below what hurts.
 const (
-	maxSpec     = 1 << 20 // bytes of a service's spec as JSON
-	maxReplicas = 1_000_000
-	maxPorts    = 1024
-	maxLabels   = 256 << 10 // bytes of all labels
-	minMemory   = 4 << 20
-	minNanoCPU  = 1_000_000
-	maxNameLen  = 63
+	maxSpec      = 1 << 20 // bytes of a service's spec as JSON
+	maxReplicas  = 1_000_000
+	maxPorts     = 1024
+	maxLabels    = 256 << 10 // bytes of all labels
+	maxPlacement = 256
+	minMemory    = 4 << 20
+	minNanoCPU   = 1_000_000
+	maxNameLen   = 63
 )
 
 var (
@@ -299,6 +300,12 @@ func validateRestart(p *swarm.RestartPolicy) error {
 func validatePlacement(p *swarm.Placement) error {
 	if p == nil {
 		return nil
+	}
+	if p.MaxReplicas > math.MaxInt32 {
+		return invalid("TaskSpec: replicas-max-per-node cannot be larger than %d", math.MaxInt32)
+	}
+	if n := max(len(p.Constraints), len(p.Preferences), len(p.Platforms)); n > maxPlacement {
+		return invalid("TaskSpec: %d placement rules are more than %d", n, maxPlacement)
 	}
 	if _, err := cluster.ParseConstraints(p.Constraints); err != nil {
 		return unknown("%s", err.Error())
