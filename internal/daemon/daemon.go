@@ -14,6 +14,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/httpapi"
 	"github.com/skep-dev/skep/internal/version"
+	"github.com/skep-dev/skep/internal/whoami"
 )
 
 // Command returns `skep daemon`.
@@ -88,6 +89,9 @@ func Run(ctx context.Context, c Config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, rooms.close()) }()
+	if err := whoami.Ensure(ctx, rooms.images); err != nil {
+		log.Warn("skep/whoami is not on this host", "err", err)
+	}
 
 	node, err := membership(&c, host, rooms, log)
 	if err != nil {
