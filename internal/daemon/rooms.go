@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"path/filepath"
 	"sync/atomic"
 
@@ -16,7 +15,6 @@ import (
 	"github.com/skep-dev/skep/internal/engine"
 	"github.com/skep-dev/skep/internal/image"
 	"github.com/skep-dev/skep/internal/network"
-	"github.com/skep-dev/skep/internal/swarm"
 	"github.com/skep-dev/skep/internal/volume"
 )
 
@@ -26,7 +24,7 @@ type rooms struct {
 	images   *image.Store
 	volumes  *volume.Store
 	networks *network.Manager
-	users    *users
+	link     *link
 	closers  []func() error
 }
 
@@ -43,7 +41,7 @@ func (r *rooms) close() error {
 // volume stores ask the engine who uses a thing, and it is made from them: what
 // they are told about it is bound late.
 func open(ctx context.Context, c *Config, log *slog.Logger) (_ *rooms, err error) {
-	r := &rooms{}
+	r := &rooms{link: &link{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.close())
@@ -72,9 +70,8 @@ func open(ctx context.Context, c *Config, log *slog.Logger) (_ *rooms, err error
 	r.networks, err = network.New(network.Config{
 		Dir: filepath.Join(c.DataRoot, "network"), ExecDir: filepath.Join(c.ExecRoot, "network"),
 		Bridge: c.Bridge, BIP: c.BridgeIP, AddressPools: pools(c.AddressPools), MTU: c.MTU,
-		DataAddr:   users.dataAddr,
 		ForwardDNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
-		Publish: users.publish, Log: log.With("room", "network"),
+		DataAddr: r.link.DataAddr, Swarm: r.link, Publish: users.publish, Log: log.With("room", "network"),
 	})
 	if err != nil {
 		return r, err
@@ -85,7 +82,6 @@ func open(ctx context.Context, c *Config, log *slog.Logger) (_ *rooms, err error
 	}
 	r.closers = append(r.closers, r.engine.Close)
 	users.engine.Store(r.engine)
-	r.users = users
 	return r, nil
 }
 
@@ -108,15 +104,6 @@ func pools(from []AddressPool) []network.Pool {
 // users answers which containers use a thing, once there is an engine.
 type users struct {
 	engine atomic.Pointer[engine.Engine]
-	node   atomic.Pointer[swarm.Node]
-}
-
-// dataAddr is where this host receives overlay traffic, once it is in a swarm.
-func (u *users) dataAddr() netip.Addr {
-	if n := u.node.Load(); n != nil {
-		return n.DataAddr()
-	}
-	return netip.Addr{}
 }
 
 func (u *users) publish(typ events.Type, action events.Action, actor events.Actor) {

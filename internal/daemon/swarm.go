@@ -3,15 +3,19 @@ package daemon
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	api "github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/agent"
+	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/dispatch"
 	"github.com/skep-dev/skep/internal/engine"
 	"github.com/skep-dev/skep/internal/httpapi"
+	"github.com/skep-dev/skep/internal/network"
 	"github.com/skep-dev/skep/internal/servicelogs"
 	"github.com/skep-dev/skep/internal/swarm"
 )
@@ -41,8 +45,39 @@ func membership(c *Config, host httpapi.Host, r *rooms, log *slog.Logger) (*swar
 		DefaultAdvertise: c.DefaultAdvertiseAddr,
 		Log:              log.With("room", "swarm"),
 	})
-	r.users.node.Store(node)
+	r.link.node.Store(node)
 	return node, nil
+}
+
+// link is the network room's way to the swarm. The room is opened first, since
+// containers that run on need their networks at once: node is bound late.
+type link struct{ node atomic.Pointer[swarm.Node] }
+
+// DataAddr tells where this node receives overlay traffic; zero in no swarm.
+func (l *link) DataAddr() netip.Addr {
+	if n := l.node.Load(); n != nil {
+		return n.DataAddr()
+	}
+	return netip.Addr{}
+}
+
+// Attach implements network.Swarm.
+func (l *link) Attach(ctx context.Context, netRef, containerID string, wanted netip.Addr, names []string) (network.Place, error) {
+	n := l.node.Load()
+	if n == nil {
+		return network.Place{}, cluster.NotFoundf("network %s not found", netRef)
+	}
+	at, err := n.Attach(ctx, dispatch.AttachRequest{Network: netRef, ContainerID: containerID, Addr: wanted, Names: names})
+	return network.Place{TaskID: at.TaskID, NetworkID: at.NetworkID, Addr: at.Addr}, err
+}
+
+// Detach implements network.Swarm.
+func (l *link) Detach(ctx context.Context, taskID string) error {
+	n := l.node.Load()
+	if n == nil {
+		return cluster.Unavailablef("the swarm is not open yet")
+	}
+	return n.Detach(ctx, taskID)
 }
 
 // swarmState returns the swarm's state as node, a manager, has it.
