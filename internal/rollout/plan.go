@@ -327,6 +327,7 @@ func (r *rollout) act(failed *cluster.Task) bool {
 func (r *rollout) rollBack(failed *cluster.Task) {
 	c := *r.svc
 	c.Spec, c.Previous = r.svc.Previous, nil
+	c.RegistryAuth, c.PreviousAuth = r.svc.PreviousAuth, ""
 	c.Update = &swarm.UpdateStatus{
 		State: swarm.UpdateStateRollbackStarted, StartedAt: &r.now, Message: fmt.Sprintf(rollingBack, failed.ID),
 	}

@@ -93,7 +93,8 @@ func ports(v store.View) error {
 }
 
 // places: no place has two tasks of one version that are wanted and alive, but
-// for services that start first: there a drained node's waits for its successor.
+// for services that start first (there a drained node's waits for its successor)
+// or are gone.
 func places(v store.View) error {
 	type key struct {
 		service string
@@ -115,7 +116,7 @@ func places(v store.View) error {
 }
 
 func startsFirst(s *cluster.Service) bool {
-	return s != nil && s.Spec.UpdateConfig != nil && s.Spec.UpdateConfig.Order == swarm.UpdateOrderStartFirst
+	return s == nil || s.Spec.UpdateConfig != nil && s.Spec.UpdateConfig.Order == swarm.UpdateOrderStartFirst
 }
 
 // hostPorts: no node's port is given to two tasks.

@@ -33,6 +33,9 @@ type Swarm struct {
 	Fleet *Fleet
 	// Check is called after every log entry; by default it is Invariants.
 	Check func(store.View) error
+	// Flaky is how many of a hundred proposals end in an error: half of those are
+	// applied nevertheless, as when a leader's answer is lost.
+	Flaky int
 
 	log   chan struct{} // capacity 1: who holds it writes. Not a mutex: those freeze the fake clock
 	index uint64
@@ -126,6 +129,10 @@ func (s *Swarm) propose(ctx context.Context, term int, changes ...store.Change) 
 	if err != nil {
 		return err
 	}
+	dice := s.Intn(200)
+	if dice < s.Flaky {
+		return errEntryLost
+	}
 	s.index++
 	s.bytes += len(b)
 	if err := s.Store.Apply(s.index, e); err != nil {
@@ -136,8 +143,17 @@ func (s *Swarm) propose(ctx context.Context, term int, changes ...store.Change) 
 			s.T.Errorf("entry %d: %v\n%s", s.index, err, describe(changes))
 		}
 	}
+	if dice >= 200-s.Flaky {
+		return errAnswerLost
+	}
 	return nil
 }
+
+// What becomes of flaky proposals; to a loop they are the same.
+var (
+	errEntryLost  = errors.New("the entry was lost")
+	errAnswerLost = errors.New("the answer was lost")
+)
 
 func describe(changes []store.Change) (out string) {
 	for _, c := range changes {
@@ -162,7 +178,10 @@ func (s *Swarm) write(ctx context.Context, changes func(store.View) []store.Chan
 			return nil
 		}
 		err := s.propose(ctx, max(s.term, 1), cs...)
-		if !errors.Is(err, cluster.ErrNotLeader) && !errors.Is(err, cluster.ErrStale) {
+		if errors.Is(err, errAnswerLost) {
+			return nil // a user would look, and see that it was taken
+		}
+		if !errors.Is(err, cluster.ErrNotLeader) && !errors.Is(err, cluster.ErrStale) && !errors.Is(err, errEntryLost) {
 			return err
 		}
 		select {
