@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -358,37 +359,102 @@ const (
 )
 
 // Forward has the leader answer a call of control's API. It waits out an
-// election for a short while, then says ErrNoLeader.
+// election for a short while, then says ErrNoLeader. A write whose leader was
+// lost before it answered is not tried again, for it may have been made; by
+// control's convention writes are named noun.verb.
 func (s *Server) Forward(ctx context.Context, name string, body []byte) ([]byte, error) {
 	deadline := time.Now().Add(electionWait)
 	for {
-		l, addr, err := s.leading()
+		out, err := s.forwardOnce(ctx, name, body)
 		switch {
-		case err != nil:
-		case l != nil:
-			return s.Control(ctx, name, body)
+		case err == nil:
+			return out, nil
+		case errors.Is(err, errLeaderLost) && strings.Contains(name, "."):
+			return nil, cluster.Unavailablef("rpc error: code = Unavailable desc = %v; the write may have been made", errLeaderLost)
+		case errors.Is(err, errLeaderLost), errors.Is(err, cluster.ErrNotLeader), errdefs.IsUnavailable(err) && !isFinal(err):
 		default:
-			rep := new(forwardReply)
-			err = s.peers.call(ctx, addr, "Forward", &forwardRequest{Method: name, Body: body}, rep)
-			if err == nil && rep.Redirect == "" && rep.Err == nil {
-				return rep.Body, nil
-			}
-			if err == nil && rep.Err != nil {
-				if err = fromWire(rep.Err); !errors.Is(err, cluster.ErrNotLeader) && rep.Err.Text != ErrNoLeader.Error() {
-					return nil, err
-				}
-			}
-			if err != nil && !errdefs.IsUnavailable(err) && !errors.Is(err, cluster.ErrNotLeader) {
-				return nil, err
-			}
+			return nil, err
 		}
 		if time.Now().After(deadline) {
 			return nil, ErrNoLeader
 		}
 		select {
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(electionLook):
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+	}
+}
+
+// errLeaderLost says that the leader went away while it was asked.
+var errLeaderLost = errors.New("the leader was lost before it answered")
+
+// finalError is an answer of the leader's, as opposed to a failure to get one.
+type finalError struct{ error }
+
+func (e finalError) Unwrap() error { return e.error }
+
+func isFinal(err error) bool {
+	var f finalError
+	return errors.As(err, &f)
+}
+
+// forwardOnce asks whoever leads now.
+func (s *Server) forwardOnce(ctx context.Context, name string, body []byte) ([]byte, error) {
+	l, addr, err := s.leading()
+	if err != nil {
+		return nil, err
+	}
+	if l != nil {
+		out, err := s.Control(ctx, name, body)
+		if err != nil && !errors.Is(err, cluster.ErrNotLeader) {
+			err = finalError{err}
+		}
+		return out, err
+	}
+	ctx, stop := s.whileLeads(ctx, addr)
+	defer stop()
+	rep := new(forwardReply)
+	err = s.peers.call(ctx, addr, "Forward", &forwardRequest{Method: name, Body: body}, rep)
+	switch {
+	case errors.Is(context.Cause(ctx), errLeaderLost):
+		return nil, errLeaderLost
+	case err != nil:
+		return nil, err
+	case rep.Redirect != "":
+		return nil, cluster.ErrNotLeader
+	case rep.Err != nil && rep.Err.Text == ErrNoLeader.Error():
+		return nil, ErrNoLeader
+	case rep.Err != nil:
+		if err := fromWire(rep.Err); errors.Is(err, cluster.ErrNotLeader) {
+			return nil, err
+		}
+		return nil, finalError{fromWire(rep.Err)}
+	}
+	return rep.Body, nil
+}
+
+// whileLeads returns a context that ends, with errLeaderLost, when the manager at
+// addr does not lead any more: a host that has lost power never answers.
+func (s *Server) whileLeads(ctx context.Context, addr string) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(electionLook):
+			}
+			if _, now := s.Leader(); now != addr {
+				cancel(errLeaderLost)
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		cancel(nil)
+		<-done
 	}
 }

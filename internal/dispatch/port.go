@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -174,6 +176,9 @@ func (h *half) Addr() net.Addr { return h.port.lis.Addr() }
 // Dialer opens plain connections to other nodes.
 type Dialer func(ctx context.Context, addr string) (net.Conn, error)
 
+// userTimeout is how long a peer's host may leave data unacknowledged.
+const userTimeout = 3 * time.Second
+
 // DialTCP is the Dialer of real hosts. A peer whose host is gone is noticed by
 // the kernel in about three seconds.
 func DialTCP(ctx context.Context, addr string) (net.Conn, error) {
@@ -181,6 +186,15 @@ func DialTCP(ctx context.Context, addr string) (net.Conn, error) {
 		Timeout: 2 * time.Second,
 		KeepAliveConfig: net.KeepAliveConfig{
 			Enable: true, Idle: time.Second, Interval: time.Second, Count: 2,
+		},
+		Control: func(_, _ string, c syscall.RawConn) error {
+			var err error
+			cerr := c.Control(func(fd uintptr) {
+				// Keep-alives are for silence: what was sent and is not acknowledged
+				// has its own time-out, of many minutes if it is not set.
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+			})
+			return errors.Join(cerr, err)
 		},
 	}
 	return d.DialContext(ctx, "tcp", addr)
