@@ -30,7 +30,7 @@ for m in "${workers[@]}"; do on $m swarm join --advertise-addr eth0 --token "$(o
 on manager1 node ls
 
 say "One service: five replicas, published on port 8080 of every host"
-on manager1 service create --name web --replicas 5 --publish 8080:80 skep/whoami
+on manager1 service create --name web --no-resolve-image --replicas 5 --publish 8080:80 skep/whoami
 on manager1 service ps web
 
 say "It answers on all five machines, with the client's own address"
