@@ -151,6 +151,9 @@ func (e *Engine) dir(id string) string { return filepath.Join(e.cfg.DataRoot, "c
 
 func (e *Engine) file(id, name string) string { return filepath.Join(e.dir(id), name) }
 
+// runDir is where a running container's bundle and sockets are.
+func (e *Engine) runDir(id string) string { return filepath.Join(e.cfg.ExecRoot, "c", id[:16]) }
+
 // logPath is where Docker's users look for a container's log.
 func (e *Engine) logPath(id string) string { return e.file(id, id+"-json.log") }
 

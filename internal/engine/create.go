@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -79,7 +78,7 @@ func (e *Engine) newRecord(req CreateRequest, img image.Image) (record, error) {
 	rec := record{
 		ID: id, Created: time.Now().UTC(), Swarm: req.Swarm, Config: &cfg, HostConfig: &hostCfg,
 		ImageID: img.ID, ImageName: cfg.Image, ChainID: img.ChainID, Platform: img.Config.Platform,
-		Snapshot: e.layers.Snapshotter, RunDir: filepath.Join(e.cfg.ExecRoot, "c", id[:16]),
+		Snapshot: e.layers.Snapshotter, RunDir: e.runDir(id),
 		State: state{Status: container.StateCreated},
 	}
 	args := slices.Concat(cfg.Entrypoint, cfg.Cmd)

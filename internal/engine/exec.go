@@ -106,7 +106,8 @@ func (e *Engine) forgetExecs(id string) {
 
 // ExecStart runs an exec with the given streams until its process ends; with
 // detach it returns once the process runs. size is the terminal's, or nil. ready
-// is called when the process runs, and not at all if it cannot be run.
+// is called before the process is run, but not for an exec that may not be run
+// at all: Docker's clients expect runc's refusal on the stream.
 func (e *Engine) ExecStart(ctx context.Context, id string, detach bool, size *[2]uint, streams Streams, ready func()) error {
 	x, err := e.exec(id)
 	if err != nil {
@@ -128,12 +129,12 @@ func (e *Engine) ExecStart(ctx context.Context, id string, detach bool, size *[2
 	}
 	keys, _ := detachKeys(x.req.DetachKeys) // was checked
 	e.emit(rec, events.Action(string(events.ActionExecStart)+": "+strings.Join(x.req.Cmd, " ")), map[string]string{"execID": id})
+	if ready != nil {
+		ready()
+	}
 	p, err := e.launchExec(ctx, x, rec, size, streams)
 	if err != nil {
 		return err
-	}
-	if ready != nil {
-		ready()
 	}
 	done := make(chan struct{})
 	e.work.Go(func() {

@@ -96,6 +96,7 @@ func (e *Engine) awaitEnd(c *ctr) {
 // launch does all that lies between a record and a running process. What it has
 // begun when it fails, it undoes.
 func (e *Engine) launch(ctx context.Context, c *ctr, rec *record) (r *run, err error) {
+	rec.RunDir = e.runDir(rec.ID) // the exec root may be another than it was
 	var undo []func()
 	defer func() {
 		if err != nil {
