@@ -64,6 +64,13 @@ func newFleet(t *testing.T, names ...string) *fleet {
 	return f
 }
 
+// in returns the same fleet for a subtest.
+func (f *fleet) in(t *testing.T) *fleet {
+	g := *f
+	g.t = t
+	return &g
+}
+
 func (f *fleet) removeAll() {
 	f.t.Helper()
 	f.skep("machine", "rm", "-f", "--all")

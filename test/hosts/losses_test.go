@@ -3,7 +3,7 @@ package hosts
 import (
 	"fmt"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"time"
 )
@@ -15,10 +15,10 @@ func TestLosses(t *testing.T) {
 	f.do("manager1", "service create --detach --name web --replicas 6 --publish 8080:80 skep/whoami")
 	f.running("manager1", "web", 6)
 
-	t.Run("daemon", func(t *testing.T) { daemonRestarts(f) })
-	t.Run("worker", func(t *testing.T) { workerLost(f) })
-	t.Run("drain", func(t *testing.T) { drained(f) })
-	t.Run("update", func(t *testing.T) { updated(t, f) })
+	t.Run("daemon", func(t *testing.T) { daemonRestarts(f.in(t)) })
+	t.Run("worker", func(t *testing.T) { workerLost(f.in(t)) })
+	t.Run("drain", func(t *testing.T) { drained(f.in(t)) })
+	t.Run("update", func(t *testing.T) { updated(f.in(t)) })
 }
 
 // daemonRestarts kills the daemon of each node: its tasks never stop.
@@ -93,46 +93,66 @@ func drained(f *fleet) {
 }
 
 // updated changes the service while it is asked without a pause: nothing is lost.
-func updated(t *testing.T, f *fleet) {
-	var asked, lost atomic.Int64
-	var last atomic.Value
+func updated(f *fleet) {
+	l := f.load8080("manager1", "worker1", "worker2")
+	defer l.end()
+	f.do("manager1", "service update --detach --update-parallelism 2 --update-monitor 1s --env-add COLOUR=blue web")
+	f.updateState("web", "completed")
+	f.running("manager1", "web", 6)
+	f.do("manager1", "service rollback --detach web")
+	f.updateState("web", "rollback_completed")
+	f.running("manager1", "web", 6)
+	f.do("manager1", "service scale --detach web=2")
+	f.running("manager1", "web", 2)
+	l.end()
+	if l.lost > 0 || l.asked < 100 {
+		f.t.Errorf("%d of %d requests were lost; the last: %v", l.lost, l.asked, l.last)
+	}
+}
+
+// updateState waits for a service's update to come to a state.
+func (f *fleet) updateState(service, want string) {
+	f.t.Helper()
+	f.eventually("the update is "+want, func() string {
+		s := strings.TrimSpace(f.try("manager1", "service inspect --format {{if.UpdateStatus}}{{.UpdateStatus.State}}{{end}} "+service).out)
+		if s == want {
+			return ""
+		}
+		return "it is " + s
+	})
+}
+
+// load is a client that asks port 8080 of one machine after another.
+type load struct {
+	end         func()
+	asked, lost int
+	last        error
+}
+
+// load8080 starts a client; its figures may be read after end.
+func (f *fleet) load8080(machines ...string) *load {
+	var urls []string
+	for _, m := range machines {
+		urls = append(urls, f.ip(m))
+	}
 	stop, done := make(chan struct{}), make(chan struct{})
+	l := &load{end: sync.OnceFunc(func() { close(stop); <-done })}
 	go func() {
 		defer close(done)
-		for i := 0; ; i++ {
+		tick := time.NewTicker(2 * time.Millisecond)
+		defer tick.Stop()
+		for {
 			select {
 			case <-stop:
 				return
-			default:
+			case <-tick.C:
 			}
-			asked.Add(1)
-			if _, err := f.ask("tcp", []string{"manager1", "worker1", "worker2"}[i%3], 8080); err != nil {
-				lost.Add(1)
-				last.Store(err.Error())
+			l.asked++
+			if _, err := askAddr("tcp", urls[l.asked%len(urls)], 8080); err != nil {
+				l.lost++
+				l.last = err
 			}
-			time.Sleep(time.Millisecond) // the rate of a client, not a wait
 		}
 	}()
-	f.do("manager1", "service update --detach --update-parallelism 2 --update-monitor 1s --env-add COLOUR=blue web")
-	f.eventually("the update completes", func() string {
-		s := f.do("manager1", "service inspect --format {{.UpdateStatus.State}} web")
-		if s == "completed" {
-			return ""
-		}
-		return "state: " + s
-	})
-	f.running("manager1", "web", 6)
-	f.do("manager1", "service rollback --detach web")
-	f.eventually("the rollback completes", func() string {
-		s := f.do("manager1", "service inspect --format {{.UpdateStatus.State}} web")
-		if s == "rollback_completed" {
-			return ""
-		}
-		return "state: " + s
-	})
-	close(stop)
-	<-done
-	if lost.Load() > 0 || asked.Load() < 100 {
-		t.Errorf("%d of %d requests were lost; the last: %v", lost.Load(), asked.Load(), last.Load())
-	}
+	return l
 }

@@ -21,7 +21,11 @@ func answer(body string) map[string]string {
 
 // ask sends a request to a port of a machine over "tcp" (HTTP) or "udp".
 func (f *fleet) ask(proto, machine string, port int) (map[string]string, error) {
-	c, err := net.DialTimeout(proto, fmt.Sprintf("%s:%d", f.ip(machine), port), 2*time.Second)
+	return askAddr(proto, f.ip(machine), port)
+}
+
+func askAddr(proto, addr string, port int) (map[string]string, error) {
+	c, err := net.DialTimeout(proto, fmt.Sprintf("%s:%d", addr, port), 2*time.Second)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +47,7 @@ func (f *fleet) ask(proto, machine string, port int) (map[string]string, error) 
 	}
 	a := answer(string(buf[:n]))
 	if a["Task"] == "" {
-		return nil, fmt.Errorf("%s:%d/%s answered %q", machine, port, proto, buf[:n])
+		return nil, fmt.Errorf("%s:%d/%s answered %q", addr, port, proto, buf[:n])
 	}
 	a["local"] = c.LocalAddr().(interface{ String() string }).String()
 	return a, nil
