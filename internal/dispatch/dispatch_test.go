@@ -50,7 +50,7 @@ func TestNodeIsToldAndReports(t *testing.T) {
 		if n.Status.State != swarm.NodeStateReady || n.Description.Hostname != "w1" || n.Status.Addr != "10.9.0.1" || n.DataAddr.String() != "10.9.0.2" {
 			t.Fatalf("registered as %+v", n)
 		}
-		if n1.complete != 1 || len(n1.keys()) != 0 {
+		if n1.completes() != 1 || len(n1.keys()) != 0 {
 			t.Errorf("an idle node was told %v", n1.keys())
 		}
 		w.network("net", false)
@@ -63,8 +63,8 @@ func TestNodeIsToldAndReports(t *testing.T) {
 		if d := cmp.Diff(want, n1.keys()); d != "" {
 			t.Errorf("w1 was told (-want +got):\n%s", d)
 		}
-		if n1.complete != 1 {
-			t.Errorf("%d complete sets, want increments", n1.complete)
+		if n1.completes() != 1 {
+			t.Errorf("%d complete sets, want increments", n1.completes())
 		}
 		task := n1.item(cluster.ItemTask, "t1").Task
 		if task.Name != "web.11.t1" || task.Spec.ContainerSpec.Image != "busybox:1" || task.Desired != running {
@@ -72,14 +72,14 @@ func TestNodeIsToldAndReports(t *testing.T) {
 		}
 		n1.observe("t1", cluster.Status{State: cluster.StatePreparing})
 		settle(10 * time.Millisecond)
-		before := w.index
+		before := w.entries()
 		if st := w.store.View().Task("t1").Status; st.State != cluster.StatePreparing {
 			t.Errorf("soft status %v", st.State)
 		}
 		n1.observe("t1", cluster.Status{State: running, Serving: true, ContainerID: "c"})
 		settle(10 * time.Millisecond)
-		if st := w.store.View().Task("t1").Status; st.State != running || w.index != before+1 {
-			t.Errorf("status %v after %d entries", st.State, w.index-before)
+		if st := w.store.View().Task("t1").Status; st.State != running || w.entries() != before+1 {
+			t.Errorf("status %v after %d entries", st.State, w.entries()-before)
 		}
 		if e := n2.item(cluster.ItemEndpoint, "net/t1"); e == nil || !e.Endpoint.Serving || e.Endpoint.Addr.String() != "10.0.1.11" {
 			t.Errorf("w2 sees %+v", e)
@@ -166,10 +166,10 @@ func TestNodeDownAndBack(t *testing.T) {
 		if w.state("w1") != swarm.NodeStateReady {
 			t.Fatal("a live node was taken for down")
 		}
-		entries := w.index
+		entries := w.entries()
 		settle(time.Minute)
-		if w.index != entries {
-			t.Errorf("a quiet minute cost %d log entries", w.index-entries)
+		if w.entries() != entries {
+			t.Errorf("a quiet minute cost %d log entries", w.entries()-entries)
 		}
 		n1.stop()
 		settle(9 * time.Second)
@@ -207,8 +207,8 @@ func TestShorterPeriod(t *testing.T) {
 		w.addNode("w8", worker) // one that knows nothing but the short period
 		n := w.node("w8", worker, "m1:2377")
 		settle(10 * time.Second)
-		if w.state("w8") != swarm.NodeStateReady || n.complete != 1 {
-			t.Errorf("%v after %d sessions", w.state("w8"), n.complete)
+		if w.state("w8") != swarm.NodeStateReady || n.completes() != 1 {
+			t.Errorf("%v after %d sessions", w.state("w8"), n.completes())
 		}
 	})
 }
@@ -269,7 +269,7 @@ func TestChangeOfLeader(t *testing.T) {
 		if st := w.store.View().Task("t1").Status.State; st != cluster.StatePreparing {
 			t.Errorf("the soft status was not reported again: %v", st)
 		}
-		if n1.session.Leader != "m2" || len(n1.session.Managers) != 2 || len(n1.session.GossipKey) != 32 {
+		if n1.told().Leader != "m2" || len(n1.told().Managers) != 2 || len(n1.told().GossipKey) != 32 {
 			t.Errorf("w1 was told %+v", n1.session)
 		}
 		settle(20 * time.Second)
@@ -295,11 +295,11 @@ func TestRegistrationsAreLimited(t *testing.T) {
 		}
 		n := w.node("w9", worker, "m1:2377")
 		settle(time.Second)
-		if len(n.lost) == 0 || !strings.Contains(n.lost[0].Error(), "rate limit") {
-			t.Errorf("was not refused: %v", n.lost)
+		if len(n.losses()) == 0 || !strings.Contains(n.losses()[0].Error(), "rate limit") {
+			t.Errorf("was not refused: %v", n.losses())
 		}
 		settle(15 * time.Second)
-		if n.complete == 0 {
+		if n.completes() == 0 {
 			t.Error("was never let in again")
 		}
 	})
@@ -312,8 +312,8 @@ func TestStatusOfAnothersTask(t *testing.T) {
 		w.task("t2", "web", "w2", "", 1)
 		n1.observe("t2", cluster.Status{State: running})
 		settle(time.Second)
-		if len(n1.lost) == 0 || !errors.Is(n1.lost[0], errdefs.ErrPermissionDenied) {
-			t.Errorf("%v", n1.lost)
+		if len(n1.losses()) == 0 || !errors.Is(n1.losses()[0], errdefs.ErrPermissionDenied) {
+			t.Errorf("%v", n1.losses())
 		}
 		if st := w.store.View().Task("t2").Status.State; st != cluster.StateAssigned {
 			t.Errorf("state %v", st)
@@ -340,8 +340,8 @@ func TestRemovedNode(t *testing.T) {
 		c.RemovedNodes = map[string]time.Time{"w1": time.Now().Add(time.Hour)}
 		w.write(store.DeleteNode(w.store.View().Node("w1")), store.PutCluster(&c))
 		settle(10 * time.Second)
-		if len(n1.lost) < 2 || !errors.Is(n1.lost[len(n1.lost)-1], errdefs.ErrPermissionDenied) {
-			t.Errorf("%v", n1.lost)
+		if len(n1.losses()) < 2 || !errors.Is(n1.losses()[len(n1.losses())-1], errdefs.ErrPermissionDenied) {
+			t.Errorf("%v", n1.losses())
 		}
 		csr, _, _ := pki.NewRequest()
 		if _, err := n1.client.Renew(t.Context(), csr); !errors.Is(err, errdefs.ErrPermissionDenied) {
@@ -431,8 +431,8 @@ func TestRenewal(t *testing.T) {
 		node.Spec = &swarm.NodeSpec{Role: manager, Availability: "active"}
 		w.write(store.UpdateNode(&node))
 		settle(time.Second)
-		if n.session.Role != manager {
-			t.Errorf("the node was told to be a %v", n.session.Role)
+		if n.told().Role != manager {
+			t.Errorf("the node was told to be a %v", n.told().Role)
 		}
 		csr, key, err := pki.NewRequest()
 		if err != nil {
@@ -487,16 +487,16 @@ func TestRaftMembership(t *testing.T) {
 		if err := joiner.client.JoinRaft(t.Context(), "127.0.0.2:2377"); err != nil {
 			t.Fatal(err)
 		}
-		if n := w.store.View().Node("127.0.0.2"); n.Manager == nil || w.voters["127.0.0.2"] != "127.0.0.2:2377" {
-			t.Errorf("%+v, voters %v", n.Manager, w.voters)
+		if n := w.store.View().Node("127.0.0.2"); n.Manager == nil || w.votes()["127.0.0.2"] != "127.0.0.2:2377" {
+			t.Errorf("%+v, voters %v", n.Manager, w.votes())
 		}
 		if err := joiner.client.Leave(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		settle(time.Second)
 		n := w.store.View().Node("127.0.0.2")
-		if n.Manager != nil || n.Spec.Role != worker || n.Status.State != swarm.NodeStateDown && n.Status.State != swarm.NodeStateReady || len(w.voters) != 0 {
-			t.Errorf("%+v %v, voters %v", n, n.Spec.Role, w.voters)
+		if n.Manager != nil || n.Spec.Role != worker || n.Status.State != swarm.NodeStateDown && n.Status.State != swarm.NodeStateReady || len(w.votes()) != 0 {
+			t.Errorf("%+v %v, voters %v", n, n.Spec.Role, w.votes())
 		}
 	})
 }
@@ -651,8 +651,8 @@ func TestCompletePlusChangesIsComplete(t *testing.T) {
 				want = append(want, itemKey(cluster.Item{Kind: it.Kind, ID: it.ID}))
 			}
 			slices.Sort(want)
-			if d := cmp.Diff(want, n.keys()); d != "" || !complete || n.complete != 1 {
-				t.Errorf("%s after %d complete sets (-want +got):\n%s", id, n.complete, d)
+			if d := cmp.Diff(want, n.keys()); d != "" || !complete || n.completes() != 1 {
+				t.Errorf("%s after %d complete sets (-want +got):\n%s", id, n.completes(), d)
 			}
 		}
 	})

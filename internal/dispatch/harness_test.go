@@ -310,6 +310,39 @@ type fakeNode struct {
 	lost    []error
 }
 
+// losses returns why sessions ended.
+func (n *fakeNode) losses() []error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.lost)
+}
+
+// told returns what the node was last told of the swarm.
+func (n *fakeNode) told() Session {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.session
+}
+
+func (a *fakeAgent) completes() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.complete
+}
+
+// entries is how long the log is.
+func (w *world) entries() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.index
+}
+
+func (w *world) votes() map[string]string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.voters)
+}
+
 func (w *world) node(id string, role swarm.NodeRole, addrs ...string) *fakeNode {
 	w.t.Helper()
 	return w.nodeAs(w.identity(id, role, 0), addrs...)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -301,16 +302,18 @@ func TestRenewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		root := newRootT(t)
 		id := identityT(t, root, "", Subject{"n", swarm.NodeRoleWorker, "c"})
-		role, wanted := make(chan swarm.NodeRole), swarm.NodeRoleWorker
-		var fails, asked int
+		role := make(chan swarm.NodeRole)
+		var fails, asked atomic.Int64
+		var wanted atomic.Value
+		wanted.Store(swarm.NodeRoleWorker)
 		r := Renewer{Identity: id, Role: role, Log: slog.New(slog.DiscardHandler),
 			Request: func(_ context.Context, csr []byte) ([]byte, error) {
-				asked++
-				if fails > 0 {
-					fails--
+				asked.Add(1)
+				if fails.Load() > 0 {
+					fails.Add(-1)
 					return nil, errors.New("no manager")
 				}
-				return root.Issue(csr, Subject{"n", wanted, "c"}, time.Now(), DefaultValidity)
+				return root.Issue(csr, Subject{"n", wanted.Load().(swarm.NodeRole), "c"}, time.Now(), DefaultValidity)
 			}}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -318,21 +321,21 @@ func TestRenewer(t *testing.T) {
 
 		role <- swarm.NodeRoleWorker // as it is: nothing to do
 		synctest.Wait()
-		if asked != 0 {
-			t.Errorf("asked %d times for the role it has", asked)
+		if asked.Load() != 0 {
+			t.Errorf("asked %d times for the role it has", asked.Load())
 		}
-		wanted = swarm.NodeRoleManager
+		wanted.Store(swarm.NodeRoleManager)
 		role <- swarm.NodeRoleManager
 		synctest.Wait()
-		if asked != 1 || id.Peer().Role != swarm.NodeRoleManager {
-			t.Errorf("after promotion: asked %d times, %+v", asked, id.Peer())
+		if asked.Load() != 1 || id.Peer().Role != swarm.NodeRoleManager {
+			t.Errorf("after promotion: asked %d times, %+v", asked.Load(), id.Peer())
 		}
-		fails = 3
+		fails.Store(3)
 		end := id.Leaf().NotAfter
 		time.Sleep(DefaultValidity * 81 / 100)
 		synctest.Wait()
-		if asked != 5 || !id.Leaf().NotAfter.After(end) {
-			t.Errorf("at 81 %%: asked %d times, ends %v", asked, id.Leaf().NotAfter)
+		if asked.Load() != 5 || !id.Leaf().NotAfter.After(end) {
+			t.Errorf("at 81 %%: asked %d times, ends %v", asked.Load(), id.Leaf().NotAfter)
 		}
 		cancel()
 		if err := <-done; err != nil {
