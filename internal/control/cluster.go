@@ -33,7 +33,12 @@ func (a *API) clusterMethods() {
 }
 
 // Swarm returns the swarm as an object.
-func (a *API) Swarm(ctx context.Context) (swarm.Swarm, error) { return a.swarm(ctx, none{}) }
+func (a *API) Swarm(ctx context.Context) (swarm.Swarm, error) {
+	return read(ctx, a, "swarm", none{}, a.swarm)
+}
+
+// Seen returns the swarm as this manager last saw it. It waits for nobody.
+func (a *API) Seen(ctx context.Context) (swarm.Swarm, error) { return a.swarm(ctx, none{}) }
 
 func (a *API) swarm(context.Context, none) (swarm.Swarm, error) {
 	c := a.Store.View().Cluster()

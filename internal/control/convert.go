@@ -20,6 +20,9 @@ func clusterAPI(c *cluster.Cluster) swarm.Swarm {
 		DefaultAddrPool: c.DefaultAddrPool, SubnetSize: c.SubnetSize, DataPathPort: c.DataPathPort,
 		TLSInfo: tlsInfo(c.RootCA.Cert),
 	}
+	if len(info.DefaultAddrPool) == 0 {
+		info.DefaultAddrPool = nil // clients show an empty list as if there were one
+	}
 	info.Spec.CAConfig.SigningCAKey = ""
 	return swarm.Swarm{
 		ClusterInfo: info,

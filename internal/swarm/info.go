@@ -65,7 +65,7 @@ func (mgr *manager) info(ctx context.Context, info *api.Info) {
 	}
 	info.Error = ""
 	info.Nodes, info.Managers = mgr.control.Counts()
-	if s, err := mgr.control.Swarm(ctx); err == nil {
+	if s, err := mgr.control.Seen(ctx); err == nil {
 		info.Cluster = &s.ClusterInfo
 	}
 	var all []dispatch.Manager
