@@ -87,9 +87,9 @@ func (m *Manager) untilKnown(ctx context.Context, networkID string) error {
 	defer cancel()
 	for {
 		m.mu.Lock()
-		applied := m.applied
+		applied, ready := m.applied, m.ready[networkID]
 		m.mu.Unlock()
-		if m.swarmNetwork(networkID) != nil {
+		if ready {
 			return nil
 		}
 		select {
@@ -100,10 +100,16 @@ func (m *Manager) untilKnown(ctx context.Context, networkID string) error {
 	}
 }
 
-// noteApplied wakes who waits for news of the swarm.
+// noteApplied wakes who waits for a network of the swarm. The overlay knows of
+// one before it has made it, so what counts is what it knows now that it is done.
 func (m *Manager) noteApplied() {
+	ready := map[string]bool{}
+	for _, n := range m.swarmNetworks() {
+		ready[n.ID] = true
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.ready = ready
 	close(m.applied)
 	m.applied = make(chan struct{})
 }

@@ -41,6 +41,7 @@ type Manager struct {
 	self      netip.Addr            // this node's address for overlay traffic, if it had to be found out
 	owed      map[string]bool       // places to be given back to the swarm, by task
 	applied   chan struct{}         // closed by the next Apply
+	ready     map[string]bool       // swarm networks that the last Apply made or left, by id
 	adopted   map[string]bool       // sandboxes of an earlier daemon that go on, by container id
 }
 
