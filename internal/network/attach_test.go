@@ -17,6 +17,7 @@ type fakeSwarm struct {
 	host *testHost
 	mu   sync.Mutex
 	held map[string]netip.Addr
+	next string // address to give
 	away bool
 }
 
@@ -31,7 +32,7 @@ func (f *fakeSwarm) Attach(ctx context.Context, network, containerID string, wan
 		return Place{}, cluster.NotFoundf("network %s not found", network)
 	}
 	if !wanted.IsValid() {
-		wanted = netip.MustParseAddr("10.0.1.77")
+		wanted = netip.MustParseAddr(f.next)
 	}
 	id := "task" + containerID[:6]
 	f.held[id] = wanted
@@ -49,6 +50,13 @@ func (f *fakeSwarm) Detach(ctx context.Context, taskID string) error {
 	return nil
 }
 
+// give sets the address that is given next.
+func (f *fakeSwarm) give(addr string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.next = addr
+}
+
 func (f *fakeSwarm) holds() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -58,7 +66,7 @@ func (f *fakeSwarm) holds() int {
 func TestAttachable(t *testing.T) {
 	h := newTestHost(t)
 	ctx := context.Background()
-	fake := &fakeSwarm{held: map[string]netip.Addr{}, host: h}
+	fake := &fakeSwarm{held: map[string]netip.Addr{}, host: h, next: "10.0.1.77"}
 	h.stop()
 	h.swarm = fake
 	h.start()
@@ -79,8 +87,37 @@ func TestAttachable(t *testing.T) {
 	wish.Plain, wish.Endpoints[0].Addr = true, netip.MustParseAddr("10.0.1.88")
 	wished, err := h.Join(ctx, wish)
 	must(t, err)
+	defer h.Leave(ctx, wish.ContainerID)
 	if got := wished.Endpoints[0].Addr.String(); got != "10.0.1.88/24" {
 		t.Errorf("address %s", got)
+	}
+	// A container with a way out keeps it when it joins a swarm network, and gets
+	// one by the gateway network when it loses its own.
+	both := h.join("both", map[string]string{"80/tcp": "8085"}, "bridge")
+	echo(t, both.NetNS, "tcp", 80)
+	echo(t, h.outside, "tcp", 80)
+	fake.give("10.0.1.99")
+	_, err = h.Connect(ctx, containerID("both"), EndpointRequest{Network: "net1"})
+	must(t, err)
+	knows(t, both.NetNS, "web", "10.0.1.100")
+	gateway := func() int {
+		n, err := h.Inspect(ctx, gatewayNetwork)
+		must(t, err)
+		return len(n.Containers)
+	}
+	if gateway() != 2 { // plain and wish
+		t.Errorf("%d containers in the gateway network", gateway())
+	}
+	reaches(t, "published, connected", h.outside, "tcp", hostAddr+":8085", outsideAddr)
+	must(t, h.Disconnect(ctx, containerID("both"), "bridge", false))
+	if gateway() != 3 {
+		t.Errorf("%d containers in the gateway network", gateway())
+	}
+	reaches(t, "published by the gateway network", h.outside, "tcp", hostAddr+":8085", outsideAddr)
+	reaches(t, "outside by the gateway network", both.NetNS, "tcp", outsideAddr+":80", hostAddr)
+	must(t, h.Disconnect(ctx, containerID("both"), "net1", false))
+	if gateway() != 2 || fake.holds() != 2 {
+		t.Errorf("%d containers in the gateway network, places held: %v", gateway(), fake.held)
 	}
 	// A Join that fails keeps no place.
 	if _, err := h.Join(ctx, h.request("fails", map[string]string{"80/tcp": "bogus"}, "net1")); err == nil || !strings.Contains(err.Error(), "bogus") {

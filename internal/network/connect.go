@@ -95,16 +95,37 @@ func (m *Manager) Disconnect(ctx context.Context, containerID, ref string, force
 	if err != nil {
 		return err
 	}
-	next := *old
-	next.Endpoints = slices.DeleteFunc(slices.Clone(old.Endpoints), func(e endpoint) bool { return e.NetworkID == ep.NetworkID })
-	if !slices.ContainsFunc(next.Endpoints, func(e endpoint) bool { return e.External }) {
-		next.Endpoints = slices.DeleteFunc(next.Endpoints, func(e endpoint) bool { return e.Hidden })
+	next, err := m.reserveLess(ctx, old, ep)
+	if err != nil {
+		return err
 	}
-	if err := m.change(ctx, old, &next); err != nil {
+	if err := m.change(ctx, old, next); err != nil {
 		return err
 	}
 	m.giveBack(ctx, ep.Task)
 	return nil
+}
+
+// reserveLess puts a record without an endpoint in force, and with or without a
+// place in the gateway network, as that is needed then.
+func (m *Manager) reserveLess(ctx context.Context, old *sandbox, less *endpoint) (*sandbox, error) {
+	next := *old
+	next.Endpoints = slices.DeleteFunc(slices.Clone(old.Endpoints), func(e endpoint) bool { return e.NetworkID == less.NetworkID })
+	if !slices.ContainsFunc(next.Endpoints, func(e endpoint) bool { return e.External }) {
+		next.Endpoints = slices.DeleteFunc(next.Endpoints, func(e endpoint) bool { return e.Hidden })
+	}
+	if next.needsGateway() {
+		if _, err := m.gatewayNetwork(ctx); err != nil {
+			return nil, err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.placeGateway(&next); err != nil {
+		return nil, err
+	}
+	m.sandboxes[next.ContainerID] = &next
+	return &next, nil
 }
 
 // connected finds the endpoint that ref means.

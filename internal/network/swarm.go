@@ -152,17 +152,20 @@ func (m *Manager) inOrder(eps []EndpointRequest) []EndpointRequest {
 	return out
 }
 
-// needsGateway reports whether s has a swarm network with a way out and so needs
-// a place in the gateway network, which it has not yet.
+// needsGateway reports whether s has a swarm network with a way out and needs a
+// place in the gateway network for it, which it has not yet. A bridge with a way
+// out of its own will do, but not for a task on the ingress network.
 func (s *sandbox) needsGateway() bool {
-	need := false
+	var bridge, external, ingress bool
 	for _, ep := range s.Endpoints {
 		if ep.Hidden {
 			return false
 		}
-		need = need || ep.Kind == driverOverlay && ep.External
+		bridge = bridge || ep.Kind == driverBridge && ep.Gateway.IsValid()
+		external = external || ep.External
+		ingress = ingress || ep.Ingress
 	}
-	return need
+	return ingress || external && !bridge
 }
 
 // placeGateway adds the place in the gateway network that s needs. m.mu is held.
