@@ -101,6 +101,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return rooms.networks.Run(ctx) })
 	group.Go(func() error { return node.Run(ctx) })
+	group.Go(func() error { return swarmEvents(node, rooms).Run(ctx) })
 	api := &httpapi.Server{
 		Host: host, Log: log.With("room", "httpapi"),
 		Containers: rooms.engine, Images: rooms.images, Volumes: rooms.volumes, Networks: rooms.networks,

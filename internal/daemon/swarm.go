@@ -17,7 +17,9 @@ import (
 	"github.com/skep-dev/skep/internal/httpapi"
 	"github.com/skep-dev/skep/internal/network"
 	"github.com/skep-dev/skep/internal/servicelogs"
+	"github.com/skep-dev/skep/internal/store"
 	"github.com/skep-dev/skep/internal/swarm"
+	"github.com/skep-dev/skep/internal/swarmevents"
 )
 
 // membership makes this host's part in a swarm, out of its rooms.
@@ -89,6 +91,17 @@ func swarmState(node *swarm.Node) func() (httpapi.Control, error) {
 		}
 		return c, nil
 	}
+}
+
+// swarmEvents publishes what changes in the swarm while node is a manager.
+func swarmEvents(node *swarm.Node, r *rooms) *swarmevents.Watcher {
+	return &swarmevents.Watcher{Publish: r.engine.Publish, State: func() (*store.Store, error) {
+		c, err := node.Control()
+		if err != nil {
+			return nil, err
+		}
+		return c.Store, nil
+	}}
 }
 
 // taskLogs reads tasks' logs through node, for as long as it is a manager.

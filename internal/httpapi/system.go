@@ -344,7 +344,8 @@ func (s *Server) imageUsage(ctx context.Context) (*image.DiskUsage, error) {
 		return nil, err
 	}
 	u := &image.DiskUsage{Items: list, TotalCount: int64(len(list))}
-	for _, img := range list {
+	for i, img := range list {
+		list[i].SharedSize = max(img.SharedSize, 0) // -1 (not counted) would make clients count no image as used
 		u.TotalSize += img.Size
 		if img.Containers > 0 {
 			u.ActiveCount++

@@ -1,0 +1,99 @@
+package swarmevents
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/store"
+)
+
+func service(image string, replicas uint64) *swarm.ServiceSpec {
+	return &swarm.ServiceSpec{
+		Annotations:  swarm.Annotations{Name: "web"},
+		TaskTemplate: swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{Image: image}},
+		Mode:         swarm.ServiceMode{Replicated: &swarm.ReplicatedService{Replicas: &replicas}},
+	}
+}
+
+func TestTheLifeOfAService(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := store.New()
+		var index uint64
+		apply := func(c ...store.Change) {
+			t.Helper()
+			index++
+			if err := st.Apply(index, store.Entry{At: time.Now(), Changes: c}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		var got []events.Message
+		manager := false
+		w := &Watcher{
+			State: func() (*store.Store, error) {
+				if !manager {
+					return nil, errors.New("no manager")
+				}
+				return st, nil
+			},
+			Publish: func(typ events.Type, action events.Action, actor events.Actor) {
+				got = append(got, events.Message{Type: typ, Action: action, Actor: actor})
+			},
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- w.Run(ctx) }()
+
+		apply(store.CreateNode(&cluster.Node{ID: "n0", Spec: &swarm.NodeSpec{Availability: "active", Role: "worker"}, Description: &swarm.NodeDescription{Hostname: "host"}}))
+		manager = true
+		time.Sleep(2 * lookAgain)
+		synctest.Wait()
+
+		apply(store.CreateService(&cluster.Service{ID: "s0", Spec: service("a:1", 1)}))
+		s := *st.View().Service("s0")
+		s.Ports = []swarm.PortConfig{{TargetPort: 80}} // the allocator's business
+		apply(store.UpdateService(&s))
+		s = *st.View().Service("s0")
+		s.Spec, s.SpecVersion = service("a:2", 1), s.SpecVersion+1
+		apply(store.UpdateService(&s))
+		s = *st.View().Service("s0")
+		s.Update = &swarm.UpdateStatus{State: swarm.UpdateStateUpdating}
+		apply(store.UpdateService(&s))
+		s = *st.View().Service("s0")
+		s.Update = &swarm.UpdateStatus{State: swarm.UpdateStateCompleted}
+		apply(store.UpdateService(&s))
+		n := *st.View().Node("n0")
+		n.Spec = &swarm.NodeSpec{Availability: "drain", Role: "worker"}
+		apply(store.UpdateNode(&n))
+		apply(store.DeleteService(st.View().Service("s0")))
+
+		web := func(action events.Action, attrs map[string]string) events.Message {
+			attrs["name"] = "web"
+			return events.Message{Type: "service", Action: action, Actor: events.Actor{ID: "s0", Attributes: attrs}}
+		}
+		want := []events.Message{
+			web("create", map[string]string{}),
+			web("update", map[string]string{"image.new": "a:2", "image.old": "a:1"}),
+			web("update", map[string]string{"updatestate.new": "updating"}),
+			web("update", map[string]string{"updatestate.new": "completed", "updatestate.old": "updating"}),
+			{Type: "node", Action: "update", Actor: events.Actor{ID: "n0", Attributes: map[string]string{
+				"name": "host", "availability.new": "drain", "availability.old": "active"}}},
+			web("remove", map[string]string{}),
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
