@@ -46,6 +46,7 @@ type lead struct {
 	probes   chan probed
 	again    bool // a pass is due
 	notUntil time.Time
+	due      time.Time // nothing has to be looked after before
 }
 
 // life is what the leader thinks of one node.
@@ -98,7 +99,7 @@ func (l *lead) run(ctx context.Context, g *errgroup.Group) error {
 	defer l.srv.lead.Store(nil)
 	l.suspect(ctx, g, time.Now())
 	for {
-		timer := time.NewTimer(l.wait(time.Now()))
+		timer := time.NewTimer(l.wait())
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -114,7 +115,10 @@ func (l *lead) run(ctx context.Context, g *errgroup.Group) error {
 		case <-timer.C:
 		}
 		timer.Stop()
-		l.tick(ctx, g, time.Now())
+		if now := time.Now(); !now.Before(l.due) {
+			l.tick(ctx, g, now)
+			l.due = l.next(now)
+		}
 		if l.again && !time.Now().Before(l.notUntil) {
 			l.pass()
 		}
@@ -168,15 +172,20 @@ func (l *lead) pass() {
 		l.srv.Log.Error("what nodes are to be told", "err", err)
 	}
 	l.forget(v)
+	period := l.period()
+	all := Session{
+		Period: period, Managers: managers(v), Leader: l.srv.Identity.Peer().NodeID, GossipKey: l.srv.gossipKey(v),
+	}
 	for _, n := range v.Nodes() {
 		if l.lives[n.ID] == nil {
-			l.lives[n.ID] = &life{until: start.Add(gracePeriods * l.period())}
+			l.lives[n.ID] = &life{until: start.Add(gracePeriods * period)}
+			l.soon(l.lives[n.ID].until)
 		}
 		sess := l.sessions[n.ID]
 		if sess == nil {
 			continue
 		}
-		l.tell(v, n, sess)
+		tell(sess, n, all)
 		items, complete := l.plan.next(n.ID, &sess.cur)
 		if (complete || len(items) > 0) && !sess.add(items, complete, l.plan.pass) {
 			sess.close(errSlow)
@@ -218,6 +227,7 @@ func (l *lead) hold(t *cluster.Task, now time.Time) bool {
 		}
 		h.released = len(h.networks) == 0
 		l.holds[t.ID] = h
+		l.soon(h.until)
 	}
 	return !h.released
 }
@@ -243,16 +253,12 @@ func (l *lead) letGo(h *hold) bool {
 }
 
 // tell sends a node what it should know of the swarm, when that has changed.
-func (l *lead) tell(v store.View, n *cluster.Node, sess *session) {
-	info := &Session{
-		Period: l.period(), Managers: managers(v), Leader: l.srv.Identity.Peer().NodeID,
-		GossipKey: l.srv.gossipKey(v), Role: CertificateRole(n),
-		Availability: n.Spec.Availability,
-	}
-	if sess.told != nil && reflect.DeepEqual(info, sess.told) {
+func tell(sess *session, n *cluster.Node, info Session) {
+	info.Role, info.Availability = CertificateRole(n), n.Spec.Availability
+	if sess.told != nil && reflect.DeepEqual(&info, sess.told) {
 		return
 	}
-	sess.put(func() { sess.info, sess.told = info, info })
+	sess.put(func() { sess.info, sess.told = &info, &info })
 }
 
 // CertificateRole returns the role a node's certificate should give it: a
@@ -300,6 +306,7 @@ func (l *lead) admit(sess *session, hello *Hello, now time.Time) error {
 			sess.node, len(li.registered), registerWindow)
 	}
 	li.registered = append(li.registered, now)
+	l.soon(now.Add(missedPeriods * l.period()))
 	if old := l.sessions[sess.node]; old != nil {
 		old.close(cluster.Conflictf("node %s opened another session", sess.node))
 	}
@@ -360,24 +367,44 @@ func (l *lead) alive(node string) {
 	}
 }
 
+// soon has something looked after at t, at the latest.
+func (l *lead) soon(t time.Time) {
+	if t.Before(l.due) {
+		l.due = t
+	}
+}
+
 // wait returns how long the loop may sleep.
-func (l *lead) wait(now time.Time) time.Duration {
+func (l *lead) wait() time.Duration {
+	until := l.due
+	if l.again && l.notUntil.Before(until) {
+		until = l.notUntil
+	}
+	return max(0, time.Until(until))
+}
+
+// next returns when something has to be looked after next. A sign of life moves
+// that away, which need not be noticed at once; what brings it nearer calls soon.
+func (l *lead) next(now time.Time) time.Time {
 	next := now.Add(longestInterval)
-	for _, li := range l.lives {
-		if !li.down && li.until.Before(next) {
-			next = li.until
+	earlier := func(t time.Time) {
+		if t.Before(next) {
+			next = t
 		}
-		if !li.down && !li.probeAfter.IsZero() && !li.probing && li.probeAfter.Before(next) {
-			next = li.probeAfter
+	}
+	for _, li := range l.lives {
+		if li.down {
+			continue
+		}
+		earlier(li.until)
+		if !li.probeAfter.IsZero() && !li.probing {
+			earlier(li.probeAfter)
 		}
 	}
 	for _, h := range l.holds {
-		if !h.released && h.until.Before(next) {
-			next = h.until
+		if !h.released {
+			earlier(h.until)
 		}
 	}
-	if l.again && l.notUntil.Before(next) {
-		next = l.notUntil
-	}
-	return max(0, next.Sub(now))
+	return next
 }

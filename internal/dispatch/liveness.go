@@ -102,6 +102,7 @@ func (l *lead) probed(p probed) {
 	case li.down:
 	case p.alive || li.heard.After(p.since):
 		li.probeAfter = time.Now().Add(probeAgain)
+		l.soon(li.probeAfter)
 	default:
 		l.takeDown(p.node, li, messageLost, time.Now())
 	}

@@ -159,10 +159,10 @@ func (w *planning) endpoint(set *itemSet, n *cluster.Network, t *cluster.Task) {
 	if i < 0 || !t.Networks[i].Addr.IsValid() {
 		return
 	}
-	at, name := t.Networks[i], ""
+	at, svc := t.Networks[i], w.v.Service(t.ServiceID)
 	var version uint64
-	if s := w.v.Service(t.ServiceID); s != nil {
-		name, version = t.Name(s.Spec.Name), s.SpecVersion
+	if svc != nil {
+		version = svc.SpecVersion
 	}
 	serving := serves(t, node)
 	st := stamp{a: t.Wants, b: version, addr: node.DataAddr, flag: serving}
@@ -171,8 +171,8 @@ func (w *planning) endpoint(set *itemSet, n *cluster.Network, t *cluster.Task) {
 			NetworkID: n.ID, TaskID: t.ID, NodeID: t.NodeID, DataAddr: node.DataAddr, Addr: at.Addr,
 			ServiceID: t.ServiceID, Serving: serving,
 		}
-		if name != "" {
-			e.Names = append(e.Names, name)
+		if svc != nil {
+			e.Names = append(e.Names, t.Name(svc.Spec.Name))
 		}
 		e.Names = append(e.Names, at.Aliases...)
 		if t.Attach != nil {
@@ -423,13 +423,12 @@ func (s *itemSet) since(gen uint64) ([]*wireItem, bool) {
 	return s.log[uint64(len(s.log))-n:], true
 }
 
-// all returns the whole set, sorted.
+// all returns the whole set, in no order.
 func (s *itemSet) all() []*wireItem {
 	out := make([]*wireItem, 0, len(s.items))
 	for _, it := range s.items {
 		out = append(out, it.wire)
 	}
-	sortItems(out)
 	return out
 }
 
