@@ -65,7 +65,8 @@ func New(cfg Config) (*Manager, error) {
 		adopted: map[string]bool{}, owed: map[string]bool{}, applied: make(chan struct{})}
 	m.names = newResolver(m, host)
 	m.overlay, err = overlay.New(overlay.Config{Log: cfg.Log, DataAddr: m.dataAddr,
-		GatewayBridge: gatewayLink, LocalBridges: []string{cfg.Bridge, "br-*"}})
+		GatewayBridge: gatewayLink, LocalBridges: []string{cfg.Bridge, "br-*"},
+		RemoveLink: func(name string) error { return m.links.remove(name) }})
 	if err != nil {
 		return nil, errors.Join(err, host.Close())
 	}

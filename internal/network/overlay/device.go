@@ -504,6 +504,12 @@ func (o *Overlay) dropDevice(networkID string) error {
 
 func (o *Overlay) deleteLinks(names ...string) error {
 	for _, name := range names {
+		if o.cfg.RemoveLink != nil {
+			if err := o.cfg.RemoveLink(name); err != nil {
+				return fmt.Errorf("link %s: %w", name, err)
+			}
+			continue
+		}
 		l, err := o.nl.LinkByName(name)
 		if err == nil {
 			err = o.nl.LinkDel(l)

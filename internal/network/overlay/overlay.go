@@ -42,6 +42,9 @@ type Config struct {
 	// LocalBridges are further bridges whose addresses mean nothing on other
 	// nodes; a name that ends in * is a prefix.
 	LocalBridges []string
+	// RemoveLink deletes an interface of the host, if there is one of that name;
+	// who has many to delete can do it together. Nil: they are deleted singly.
+	RemoveLink func(name string) error
 	// NetNS is the path of the host's network namespace; "" is the caller's own.
 	NetNS string
 }
