@@ -27,13 +27,13 @@ import (
 // end, with code 3 on SIGUSR1.
 type host struct {
 	agent.Host
-	t     *testing.T
+	t     testing.TB
 	root  string
 	cfg   engine.Config
 	store *layers.Store
 }
 
-func newHost(t *testing.T) *host {
+func newHost(t testing.TB) *host {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: containers need root")
