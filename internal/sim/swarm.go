@@ -5,6 +5,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -236,11 +237,19 @@ func (s *Swarm) StopLeader() {
 }
 
 // LoseLeader ends the term and begins the next one a second later, on a store
-// made anew from a snapshot's worth of the log. Nodes are Unknown until they
-// have found the new leader.
+// that has been through a snapshot. Nodes are Unknown until they have found the
+// new leader.
 func (s *Swarm) LoseLeader() {
+	s.T.Helper()
 	s.StopLeader()
 	time.Sleep(time.Second)
+	var snapshot bytes.Buffer
+	if err := s.Store.Snapshot(&snapshot); err != nil {
+		s.T.Fatal(err)
+	}
+	if err := s.Store.Restore(&snapshot); err != nil {
+		s.T.Fatal(err)
+	}
 	for _, n := range s.View().Nodes() {
 		if !n.Down() {
 			s.Store.ObserveNode(n.ID, cluster.NodeStatus{State: swarm.NodeStateUnknown, Since: time.Now()})
