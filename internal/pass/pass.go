@@ -30,34 +30,49 @@ func (t *Todo) Add(group ...store.Change) { *t = append(*t, group) }
 // writer, and a single stale object would refuse it all.
 const MaxChanges = 500
 
-// Apply writes the groups in entries of at most MaxChanges changes. A stale
-// entry does not keep the others from being written; ErrStale is returned at the
-// end, so that the next pass plans it anew. Any other error stops.
+// maxSplits bounds how often one Apply tries again with half an entry.
+const maxSplits = 64
+
+// Apply writes the groups in entries of at most MaxChanges changes. An entry
+// that is stale is tried again in halves, so that one group that has become
+// stale does not hold up the others; ErrStale is returned at the end, for the
+// next pass to plan what is left. Any other error stops.
 func Apply(ctx context.Context, propose Propose, todo Todo) error {
 	var stale error
+	splits := 0
+	var write func(groups Todo) error
+	write = func(groups Todo) error {
+		var entry []store.Change
+		for _, g := range groups {
+			entry = append(entry, g...)
+		}
+		if len(entry) == 0 {
+			return nil
+		}
+		err := propose(ctx, entry...)
+		if !errors.Is(err, cluster.ErrStale) {
+			return err
+		}
+		stale = err
+		if len(groups) == 1 || splits >= maxSplits {
+			return nil
+		}
+		splits++
+		if err := write(groups[:len(groups)/2]); err != nil {
+			return err
+		}
+		return write(groups[len(groups)/2:])
+	}
 	for len(todo) > 0 {
-		n := len(todo[0])
-		end := 1
+		n, end := len(todo[0]), 1
 		for end < len(todo) && n+len(todo[end]) <= MaxChanges {
 			n += len(todo[end])
 			end++
 		}
-		entry := make([]store.Change, 0, n)
-		for _, g := range todo[:end] {
-			entry = append(entry, g...)
-		}
-		todo = todo[end:]
-		if len(entry) == 0 {
-			continue
-		}
-		err := propose(ctx, entry...)
-		if errors.Is(err, cluster.ErrStale) {
-			stale = err
-			continue
-		}
-		if err != nil {
+		if err := write(todo[:end]); err != nil {
 			return err
 		}
+		todo = todo[end:]
 	}
 	return stale
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,7 +55,24 @@ func TestAStaleEntryDoesNotHoldUpTheOthers(t *testing.T) {
 	if n != 3 || !errors.Is(err, cluster.ErrStale) {
 		t.Errorf("%d entries were written, %v", n, err)
 	}
-	n = 0
+	var written []string
+	todo = nil
+	for _, id := range []string{"a", "b", "stale", "c", "d"} {
+		todo.Add(store.Change{ID: id})
+	}
+	err = Apply(t.Context(), func(_ context.Context, cs ...store.Change) error {
+		if slices.ContainsFunc(cs, func(c store.Change) bool { return c.ID == "stale" }) {
+			return cluster.ErrStale
+		}
+		for _, c := range cs {
+			written = append(written, c.ID)
+		}
+		return nil
+	}, todo)
+	if !slices.Equal(written, []string{"a", "b", "c", "d"}) || !errors.Is(err, cluster.ErrStale) {
+		t.Errorf("%v were written, %v", written, err)
+	}
+	todo, n = Todo{group(500), group(500), group(500)}, 0
 	err = Apply(t.Context(), func(context.Context, ...store.Change) error { n++; return cluster.ErrNotLeader }, todo)
 	if n != 1 || !errors.Is(err, cluster.ErrNotLeader) {
 		t.Errorf("without leadership %d entries were tried, %v", n, err)

@@ -289,9 +289,8 @@ func (r *rollout) replace(d dirtyPlace) {
 			desired = cluster.StateReady
 		}
 	}
-	if len(d.wanted) == 0 { // nothing to tie it to but the service
-		c := *r.svc
-		group = append(group, store.UpdateService(&c))
+	if len(d.wanted) == 0 {
+		group = append(group, store.UpdateTask(d.Tasks[len(d.Tasks)-1])) // tied to the one that finished
 	}
 	group = append(group, store.CreateTask(cluster.NewTask(r.svc, d.Key, desired, time.Time{})))
 	r.todo.Add(group...)

@@ -293,3 +293,19 @@ func TestAGlobalServiceIsUpdated(t *testing.T) {
 		}
 	})
 }
+
+func TestPlacesThatAreFinishedAreUpdated(t *testing.T) {
+	in(t, 3, func(s *Swarm, nodes []string) {
+		spec := Replicated("once", "once 1s", 4)
+		spec.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{Condition: swarm.RestartPolicyConditionNone}
+		spec.UpdateConfig = &swarm.UpdateConfig{FailureAction: swarm.UpdateFailureActionContinue}
+		id := s.Create(spec)
+		s.Until(5*time.Second, "all ended", func(v store.View) bool { return made(v, id) == 4 && Settled(v, id, 0) })
+		s.Stays(20*time.Second, "none again", func(v store.View) bool { return made(v, id) == 4 })
+		s.Update(id, image("once 2s"))
+		s.Until(2*time.Second, "all run again, at once", func(v store.View) bool { return Running(v, id) == 4 })
+		s.Until(time.Minute, "completed", func(v store.View) bool {
+			return updateState(v, id) == swarm.UpdateStateCompleted && Settled(v, id, 0)
+		})
+	})
+}
