@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/task"
@@ -55,6 +56,8 @@ func (e *Engine) adoptOne(ctx context.Context, c *ctr) (alive bool, then func())
 	rec := c.view()
 	switch {
 	case rec.State.running():
+	case rec.State.Starting:
+		return false, e.halfStarted(c, rec)
 	case rec.State.Status == container.StateRestarting:
 		return false, func() { e.restartLater(c, firstDelay) }
 	case rec.State.Status == container.StateRemoving, rec.State.Status == container.StateDead,
@@ -82,6 +85,17 @@ func (e *Engine) adoptOne(ctx context.Context, c *ctr) (alive bool, then func())
 		e.pool.Release(ctx, shim)
 	}
 	return false, func() { e.finish(c, r, e.lostEnd(rec)) }
+}
+
+// halfStarted deals with a container whose start the last daemon did not live to
+// record: what there is of it is ended, and it counts as killed.
+func (e *Engine) halfStarted(c *ctr, rec record) func() {
+	r := &run{ended: make(chan struct{})}
+	c.run = r
+	if shim, ok := e.pool.Hold(rec.Shim); ok {
+		r.shim = shim
+	}
+	return func() { e.finish(c, r, stdio.Exit{Code: 137, At: time.Now().UTC()}) }
 }
 
 // startsAtBoot reports whether a container that had ended before the daemon went

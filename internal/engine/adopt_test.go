@@ -126,3 +126,55 @@ func TestReboot(t *testing.T) {
 }
 
 func connectRequest(id string) *taskapi.ConnectRequest { return &taskapi.ConnectRequest{ID: id} }
+
+// TestHalfStarted: the daemon died between the making of a process and the
+// record of it. The next one ends it, and it can be started again.
+func TestHalfStarted(t *testing.T) {
+	r := newRig(t)
+	id := r.create([]string{"sleep", "1000"}, nil)
+	c := mustFind(t, r, id)
+	rec := c.view()
+	run, err := r.launch(r.whole(t.Context()), c, &rec)
+	r.must(err)
+	pid := rec.State.Pid
+	if run.shim == nil || pid == 0 {
+		t.Fatal("no process")
+	}
+	r.reopen(nil)
+	eventually(t, "its end", func() bool { return r.inspect(id).State.Status == container.StateExited })
+	if code := r.inspect(id).State.ExitCode; code != 137 {
+		t.Errorf("exit code %d", code)
+	}
+	if st, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !strings.Contains(string(st), ") Z ") {
+		t.Errorf("its process still runs: %s", st)
+	}
+	r.must(r.Start(t.Context(), id))
+	r.must(r.Kill(t.Context(), id, ""))
+}
+
+// TestBurst starts many at once, and removes them at once.
+func TestBurst(t *testing.T) {
+	r := newRig(t)
+	const n = 20
+	var ids []string
+	for range n {
+		ids = append(ids, r.create([]string{"sleep", "1000"}, nil))
+	}
+	each := func(f func(id string) error) {
+		errs := make(chan error, 1)
+		for _, id := range ids {
+			go func() { errs <- f(id) }()
+		}
+		for range n {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	each(func(id string) error { return r.Start(t.Context(), id) })
+	list, err := r.List(t.Context(), ListOptions{})
+	if err != nil || len(list) != n {
+		t.Errorf("%d run, want %d: %v", len(list), n, err)
+	}
+	each(func(id string) error { return r.Remove(t.Context(), id, RemoveOptions{Force: true}) })
+}

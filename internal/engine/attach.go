@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/fifo"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/term"
 	"golang.org/x/sys/unix"
@@ -58,6 +59,7 @@ func (e *Engine) Attach(ctx context.Context, ref string, opts AttachOptions) err
 			return cluster.Unavailablef("attach: %s", err)
 		}
 	}
+	connected := time.Now() // what was written later comes over the connection
 	var wait *pendingAttach
 	if opts.Stream && to.conn == nil {
 		wait = c.await(ctx)
@@ -68,7 +70,7 @@ func (e *Engine) Attach(ctx context.Context, ref string, opts AttachOptions) err
 		opts.Ready()
 	}
 	if opts.Logs {
-		if err := e.replay(ctx, c, s); err != nil {
+		if err := e.replay(ctx, c, s, connected); err != nil {
 			return err
 		}
 	}
@@ -191,21 +193,27 @@ func (e *Engine) attached(ctx context.Context, rec record, to live, s Streams, k
 // feed copies a client's input to the container's stdin. With StdinOnce, as of
 // docker run -i, the container's stdin ends with it.
 func (e *Engine) feed(ctx context.Context, shim *shims.Shim, rec record, in io.Reader, keys []byte) error {
-	fifo, err := os.OpenFile(e.stdinPath(rec), os.O_WRONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = fifo.Close() })
-	defer stop()
 	if !rec.Config.Tty {
 		keys = nil
 	}
-	_, err = io.Copy(fifo, &detachReader{r: in, keys: keys})
-	_ = fifo.Close()
+	err := pour(ctx, e.stdinPath(rec), &detachReader{r: in, keys: keys})
 	if err == nil && rec.Config.StdinOnce && !rec.Config.Tty {
 		_, err = shim.Tasks.CloseIO(e.whole(ctx), &taskapi.CloseIORequest{ID: rec.ID, Stdin: true})
 	}
 	return err
+}
+
+// pour copies in to a FIFO until in or ctx ends.
+func pour(ctx context.Context, path string, in io.Reader) error {
+	// It waits for the shim to open its end, which it does in its own time.
+	w, err := fifo.OpenFifo(ctx, path, unix.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
+	defer stop()
+	_, err = io.Copy(w, in)
+	return errors.Join(err, w.Close())
 }
 
 var errDetached = errors.New("detached")
@@ -264,9 +272,9 @@ func detachKeys(s string) ([]byte, error) {
 	return term.ToBytes(s)
 }
 
-// replay writes what the log has so far.
-func (e *Engine) replay(ctx context.Context, c *ctr, s Streams) error {
-	opts := LogsOptions{Stdout: s.Stdout != nil, Stderr: s.Stderr != nil || s.Stdout != nil, Tail: -1}
+// replay writes what the log has up to until.
+func (e *Engine) replay(ctx context.Context, c *ctr, s Streams, until time.Time) error {
+	opts := LogsOptions{Stdout: s.Stdout != nil, Stderr: s.Stderr != nil || s.Stdout != nil, Tail: -1, Until: until}
 	return e.Logs(ctx, c.id, opts, nil, func(entry LogEntry) error {
 		w := s.Stdout
 		if entry.Stream == "stderr" {

@@ -77,6 +77,7 @@ type state struct {
 	UserStop   bool // told to stop: unless-stopped does not start it at boot
 	Health     *container.Health
 	WasRunning bool // since the record's creation
+	Starting   bool // its process is being made: the shim may have it
 }
 
 func (s state) running() bool {

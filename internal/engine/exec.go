@@ -331,18 +331,11 @@ func (e *Engine) attendExec(ctx context.Context, x *execution, rec record, p *ex
 }
 
 func (e *Engine) feedExec(ctx context.Context, x *execution, rec record, p *execIO, in io.Reader, keys []byte) error {
-	fifo, err := os.OpenFile(p.stdin, os.O_WRONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil // it has ended already
-	}
-	stop := context.AfterFunc(ctx, func() { _ = fifo.Close() })
-	defer stop()
-	_, err = io.Copy(fifo, &detachReader{r: in, keys: keys})
-	_ = fifo.Close()
+	err := pour(ctx, p.stdin, &detachReader{r: in, keys: keys})
 	if errors.Is(err, errDetached) {
 		return err
 	}
-	if !x.req.Tty {
+	if !x.req.Tty && ctx.Err() == nil {
 		_, err = x.shim.Tasks.CloseIO(e.whole(ctx), &taskapi.CloseIORequest{ID: rec.ID, ExecID: x.id, Stdin: true})
 	}
 	return err

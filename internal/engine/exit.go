@@ -56,7 +56,7 @@ func (e *Engine) ended(ctx context.Context, c *ctr, r *run, end stdio.Exit) {
 		cur.Endpoints, cur.Sandbox = rec.Endpoints, rec.Sandbox
 		st := &cur.State
 		st.Pid, st.ExitCode, st.Finished, st.OOM, st.Error = 0, end.Code, end.At.UTC(), oom, ""
-		st.Status = container.StateExited
+		st.Status, st.Starting = container.StateExited, false
 		if again {
 			st.Status = container.StateRestarting
 			cur.Restarts++
@@ -102,6 +102,8 @@ func (e *Engine) clear(ctx context.Context, rec *record, r *run) {
 		if err != nil {
 			note("process", err)
 			e.forceDelete(ctx, *rec)
+			// Now that nothing of it is left, the shim can forget it.
+			_, _ = r.shim.Tasks.Delete(ctx, &taskapi.DeleteRequest{ID: rec.ID})
 		}
 		e.pool.Release(ctx, r.shim)
 	} else {
@@ -140,6 +142,19 @@ func (e *Engine) forceDelete(ctx context.Context, rec record) {
 	}
 	if err := ctrmount.UnmountRecursive(filepath.Join(rec.RunDir, "rootfs"), 0); err != nil {
 		e.log.Warn("file system still mounted", "container", rec.ID[:12], "err", err)
+	}
+	e.removeCgroup(rec)
+}
+
+// removeCgroup removes the empty cgroups of a container that runc knows nothing
+// of any more, as after a power cut.
+func (e *Engine) removeCgroup(rec record) {
+	dirs := []string{filepath.Join("/sys/fs/cgroup", e.cgroup(rec))}
+	if !e.host.unified {
+		dirs, _ = filepath.Glob(filepath.Join("/sys/fs/cgroup/*", e.cgroup(rec)))
+	}
+	for _, dir := range dirs {
+		_ = os.Remove(dir) // one in use is not ours to remove
 	}
 }
 

@@ -132,6 +132,13 @@ func (e *Engine) launch(ctx context.Context, c *ctr, rec *record) (r *run, err e
 	if err != nil {
 		return nil, err
 	}
+	// Should the daemon die now, the next one knows where to look.
+	err = e.update(c, func(cur *record) {
+		cur.Shim, cur.RunDir, cur.State.Starting = shim.Name, rec.RunDir, true
+	})
+	if err != nil {
+		return nil, err
+	}
 	created, err := shim.Tasks.Create(ctx, req)
 	if err != nil {
 		return nil, launchError(err)
@@ -221,6 +228,7 @@ func (e *Engine) failed(ctx context.Context, c *ctr, rec record, cause error) {
 	now := time.Now().UTC()
 	err := e.update(c, func(cur *record) {
 		cur.State.ExitCode, cur.State.Error, cur.State.Finished, cur.State.Pid = code, text, now, 0
+		cur.State.Starting = false
 		if cur.State.WasRunning {
 			cur.State.Status = container.StateExited
 		} else {

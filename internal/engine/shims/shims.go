@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sort"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -267,7 +268,22 @@ func (p *Pool) connect(ctx context.Context, name string) (*Shim, error) {
 		return nil, err
 	}
 	s := &Shim{Name: name, Gone: make(chan struct{})}
-	s.client = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(s.Gone) }))
+	s.client = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(s.Gone) }), ttrpc.WithUnaryClientInterceptor(limit))
 	s.Tasks = taskapi.NewTTRPCTaskClient(s.client)
 	return s, nil
+}
+
+// patience is how long a shim may take for anything but waiting: it runs runc,
+// which a busy disk holds up, but nothing of it takes minutes.
+const patience = 2 * time.Minute
+
+// limit gives each call but Wait an end, so that a shim that hangs does not hang
+// the daemon.
+func limit(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, info *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) error {
+	if !strings.HasSuffix(info.FullMethod, "/Wait") {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
+	}
+	return invoke(ctx, req, resp)
 }

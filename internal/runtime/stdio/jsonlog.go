@@ -41,26 +41,55 @@ func (l *Log) open() error {
 	return nil
 }
 
-// Append writes one line, or a part of one.
+// Append adds one line, or a part of one. It may stay in memory until Flush.
 func (l *Log) Append(t time.Time, s Stream, line []byte) error {
 	text, err := json.Marshal(string(line))
 	if err != nil {
 		return err
 	}
-	l.buf = append(l.buf[:0], `{"log":`...)
+	from := len(l.buf)
+	l.buf = append(l.buf, `{"log":`...)
 	l.buf = append(l.buf, text...)
 	l.buf = append(l.buf, `,"stream":"`...)
 	l.buf = append(l.buf, s.String()...)
 	l.buf = append(l.buf, `","time":"`...)
 	l.buf = t.UTC().AppendFormat(l.buf, time.RFC3339Nano)
 	l.buf = append(l.buf, "\"}\n"...)
-	if l.maxSize > 0 && l.size > 0 && l.size+int64(len(l.buf)) > l.maxSize {
-		if err := l.rotate(); err != nil {
-			return err
-		}
+	if l.maxSize > 0 && l.size+int64(from) > 0 && l.size+int64(len(l.buf)) > l.maxSize {
+		return l.turn(from)
+	}
+	if len(l.buf) > flushAt {
+		return l.Flush()
+	}
+	return nil
+}
+
+// flushAt is how much is gathered before it is written without being asked.
+const flushAt = 32 << 10
+
+// turn writes what was gathered up to from, rotates, and keeps the rest for the
+// new file.
+func (l *Log) turn(from int) error {
+	rest := append([]byte(nil), l.buf[from:]...)
+	l.buf = l.buf[:from]
+	err := l.Flush()
+	if err == nil {
+		err = l.rotate()
+	}
+	l.buf = append(l.buf[:0], rest...)
+	return err
+}
+
+// Flush writes what was appended. What cannot be written is dropped.
+func (l *Log) Flush() error {
+	if len(l.buf) == 0 {
+		return nil
 	}
 	n, err := l.f.Write(l.buf)
 	l.size += int64(n)
+	if l.buf = l.buf[:0]; cap(l.buf) > flushAt {
+		l.buf = nil
+	}
 	return err
 }
 
@@ -85,8 +114,8 @@ func (l *Log) rotate() error {
 	return l.open()
 }
 
-// Close closes the file.
-func (l *Log) Close() error { return l.f.Close() }
+// Close writes what is left and closes the file.
+func (l *Log) Close() error { return errors.Join(l.Flush(), l.f.Close()) }
 
 // rotated names the i-th file of a log, 0 being the current one.
 func rotated(path string, i int) string {

@@ -123,6 +123,7 @@ func (o *Output) copy(s Stream, r io.ReadCloser) {
 		if err != nil {
 			o.mu.Lock()
 			o.append(time.Now(), s, part)
+			o.flush()
 			o.mu.Unlock()
 			return
 		}
@@ -131,9 +132,9 @@ func (o *Output) copy(s Stream, r io.ReadCloser) {
 
 // write hands data to the clients and the log, and returns the unfinished line.
 func (o *Output) write(s Stream, data, part []byte) []byte {
-	now := time.Now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	now := time.Now() // later than any attach that missed it
 	o.send(s, data)
 	for {
 		i := bytes.IndexByte(data, '\n')
@@ -156,6 +157,7 @@ func (o *Output) write(s Stream, data, part []byte) []byte {
 	if cap(part) > maxLine && len(part) == 0 {
 		part = nil // do not keep a large line's memory
 	}
+	o.flush()
 	o.wake()
 	return part
 }
@@ -170,6 +172,12 @@ func (o *Output) append(t time.Time, s Stream, line []byte) {
 	}
 	// A full disk must not stop the container; the line is lost.
 	_ = o.log.Append(t, s, line)
+}
+
+func (o *Output) flush() {
+	if o.log != nil && !o.ended {
+		_ = o.log.Flush()
+	}
 }
 
 // send writes a frame to each client that wants output: stream, length, data.

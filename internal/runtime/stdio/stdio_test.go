@@ -64,8 +64,14 @@ func TestReadWhileWritten(t *testing.T) {
 				t.Fatal(err)
 			}
 			if i%step == 0 {
+				if err := l.Flush(); err != nil {
+					t.Fatal(err)
+				}
 				drain()
 			}
+		}
+		if err := l.Flush(); err != nil {
+			t.Fatal(err)
 		}
 		drain()
 		if read != 200 {
