@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -177,12 +179,16 @@ func (f *Fleet) startDaemon(m *Machine) (int, error) {
 		return 0, err
 	}
 	defer log.Close()
-	args := append([]string{"daemon",
-		"--host", "unix:///run/skep/skep.sock", "--host", "unix://" + m.Socket(),
+	args := append([]string{"--host", "unix:///run/skep/skep.sock", "--host", "unix://" + m.Socket(),
 		"--data-root", m.DataRoot(), "--exec-root", "/run/skep", "--pidfile", "/run/skep.pid",
 		"--cgroup-parent", f.cgroup(m) + "/containers"}, m.Args...)
-	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Args[0] = "skep"
+	cmd := exec.Command(m.Daemon, args...)
+	if m.Daemon == "" {
+		cmd = exec.Command("/proc/self/exe", append([]string{"daemon"}, args...)...)
+		cmd.Args[0] = "skep"
+	}
+	// The first process is kept small; the daemon is as it is everywhere else.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GOGC=") })
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -60,6 +60,7 @@ func createCommand() *cobra.Command {
 			return nil
 		},
 	}
+	c.Flags().StringVar(&opts.Daemon, "daemon", "", "Program to start in place of skep's daemon; it is given dockerd's flags")
 	c.Flags().StringArrayVar(&opts.DaemonArgs, "daemon-arg", nil, "Argument for the daemon inside (may be repeated)")
 	return c
 }

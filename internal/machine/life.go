@@ -18,6 +18,9 @@ import (
 
 // CreateOptions are what a new machine is made with.
 type CreateOptions struct {
+	// Daemon is a program to start in place of `skep daemon`, such as dockerd; it
+	// is given the same flags.
+	Daemon string
 	// DaemonArgs are added to its daemon's command line.
 	DaemonArgs []string
 }
@@ -68,7 +71,7 @@ func (f *Fleet) create(name string, opts CreateOptions) (*Machine, error) {
 		return nil, cluster.Unavailablef("the fleet's subnet %s is full", f.Subnet)
 	}
 	m := &Machine{Name: name, Addr: addrOf(f.Subnet, n), Link: fmt.Sprintf("%s-%d", f.Bridge, n),
-		Args: opts.DaemonArgs, Created: time.Now(), dir: f.dir(name)}
+		Daemon: opts.Daemon, Args: opts.DaemonArgs, Created: time.Now(), dir: f.dir(name)}
 	if err := os.MkdirAll(m.DataRoot(), 0o711); err != nil {
 		return nil, err
 	}

@@ -47,6 +47,7 @@ type Machine struct {
 	Name    string
 	Addr    netip.Addr
 	Link    string // the host's end of its network cable
+	Daemon  string `json:",omitempty"` // in place of `skep daemon`
 	Args    []string
 	Created time.Time
 	// Pid is the machine's first process while it runs, Started its start time
