@@ -22,13 +22,14 @@ func (l *Loop) Run(ctx context.Context) error {
 	held := newLedger()
 	return pass.Loop{
 		Name: "allocate", Store: l.Store, Log: l.Log,
-		Kinds: []store.Kind{store.KindCluster, store.KindNetwork, store.KindService, store.KindTask, store.KindNode},
-		Once: func(ctx context.Context, _ time.Time) (time.Time, error) {
+		Kinds:   []store.Kind{store.KindCluster, store.KindNetwork, store.KindService, store.KindTask, store.KindNode},
+		Propose: l.Propose,
+		Plan: func(time.Time) (pass.Todo, time.Time) {
 			todo, ready := held.Plan(l.Store.View())
 			if len(ready) > 0 {
 				l.Store.ObserveAll(ready)
 			}
-			return time.Time{}, pass.Apply(ctx, l.Propose, todo)
+			return todo, time.Time{}
 		},
 	}.Run(ctx)
 }

@@ -102,19 +102,26 @@ func Sooner(a, b time.Time) time.Time {
 // Loop makes a pass at start, after every wake-up, when the last pass asked to
 // be called again, and now and then in any case.
 type Loop struct {
-	Name  string
-	Store *store.Store
-	Kinds []store.Kind // what wakes it
-	// Once makes one pass. again says when to look again though nothing changed
-	// (zero: never).
-	Once func(ctx context.Context, now time.Time) (again time.Time, err error)
-	Log  *slog.Logger
+	Name    string
+	Store   *store.Store
+	Kinds   []store.Kind // what wakes it
+	Propose Propose
+	// Plan says what is to be written and when to look again though nothing
+	// changed (zero: never).
+	Plan func(now time.Time) (todo Todo, again time.Time)
+	// Failed, if set, is told that not all of a plan was written.
+	Failed func()
+	Log    *slog.Logger
 }
 
 const (
 	resync     = time.Minute
 	staleRetry = 10 * time.Millisecond
 	errorRetry = time.Second
+	// A loop plans for at most a quarter of the time: a change is acted on at
+	// once, but many that come together are gathered.
+	planShare = 4
+	maxGather = 250 * time.Millisecond
 )
 
 // Run blocks until ctx ends (nil) or leadership is lost (cluster.ErrNotLeader).
@@ -123,11 +130,16 @@ func (l Loop) Run(ctx context.Context) error {
 	wake, stop := l.Store.Watch(l.Kinds...) // before the first pass, so nothing slips between
 	defer stop()
 	for {
-		again, err := l.Once(ctx, time.Now())
-		now := time.Now()
+		start := time.Now()
+		todo, again := l.Plan(start)
+		gather := min(maxGather, (planShare-1)*time.Since(start))
+		err := Apply(ctx, l.Propose, todo)
+		if err != nil && l.Failed != nil {
+			l.Failed()
+		}
 		wait := resync
 		if !again.IsZero() {
-			wait = max(staleRetry, min(resync, again.Sub(now)))
+			wait = max(staleRetry, min(resync, time.Until(again)))
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -140,14 +152,24 @@ func (l Loop) Run(ctx context.Context) error {
 			l.Log.Warn("pass will be retried", "loop", l.Name, "err", err)
 			wait = errorRetry
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-wake:
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, gather, nil) || !sleep(ctx, wait, wake) {
 			return nil
 		}
-		timer.Stop()
 	}
+}
+
+// sleep waits for d or a wake-up; false when ctx ended.
+func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-wake:
+	case <-timer.C:
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -84,6 +85,7 @@ func TestLoop(t *testing.T) {
 		s := store.New()
 		start := time.Now()
 		var passes []time.Duration
+		failed := 0
 		answers := []struct {
 			again time.Duration // from the start
 			err   error
@@ -97,14 +99,16 @@ func TestLoop(t *testing.T) {
 		}
 		err := Loop{
 			Name: "test", Store: s, Kinds: []store.Kind{store.KindNode}, Log: slog.New(slog.DiscardHandler),
-			Once: func(context.Context, time.Time) (time.Time, error) {
+			Plan: func(time.Time) (Todo, time.Time) {
 				passes = append(passes, time.Since(start))
 				a := answers[len(passes)-1]
 				if a.again == 0 {
-					return time.Time{}, a.err
+					return Todo{group(1)}, time.Time{}
 				}
-				return start.Add(a.again), a.err
+				return Todo{group(1)}, start.Add(a.again)
 			},
+			Propose: func(context.Context, ...store.Change) error { return answers[len(passes)-1].err },
+			Failed:  func() { failed++ },
 		}.Run(t.Context())
 		if !errors.Is(err, cluster.ErrNotLeader) {
 			t.Errorf("it ended with %v", err)
@@ -112,6 +116,9 @@ func TestLoop(t *testing.T) {
 		want := "[0s 3s 3.01s 1m3.01s 1m3.02s 1m4.02s]"
 		if got := fmt.Sprint(passes); got != want {
 			t.Errorf("passes at %s; want %s", got, want)
+		}
+		if failed != 3 {
+			t.Errorf("it was told of %d failures; want 3", failed)
 		}
 	})
 }
@@ -125,7 +132,7 @@ func TestLoopWakes(t *testing.T) {
 		go func() {
 			done <- Loop{
 				Name: "test", Store: s, Kinds: []store.Kind{store.KindNode}, Log: slog.New(slog.DiscardHandler),
-				Once: func(context.Context, time.Time) (time.Time, error) { passes++; return time.Time{}, nil },
+				Plan: func(time.Time) (Todo, time.Time) { passes++; return nil, time.Time{} },
 			}.Run(ctx)
 		}()
 		synctest.Wait()
@@ -176,4 +183,35 @@ func TestChanges(t *testing.T) {
 	if changed, gone := ch.Since([]*cluster.Task{a}); names(changed) != "a" || len(gone) != 0 {
 		t.Errorf("after a reset: changed %q, gone %q", names(changed), names(gone))
 	}
+}
+
+func TestALoopThatPlansForLongGathersWakeUps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := store.New()
+		passes, index := 0, uint64(0)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		var loop sync.WaitGroup
+		loop.Go(func() {
+			Loop{
+				Name: "test", Store: s, Kinds: []store.Kind{store.KindNode}, Log: slog.New(slog.DiscardHandler),
+				Plan: func(time.Time) (Todo, time.Time) {
+					passes++
+					time.Sleep(10 * time.Millisecond) // as if it were work
+					return nil, time.Time{}
+				},
+			}.Run(ctx)
+		})
+		for ctx.Err() == nil {
+			index++
+			if err := s.Apply(index, store.Entry{Changes: []store.Change{store.CreateNode(&cluster.Node{ID: fmt.Sprint(index)})}}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		loop.Wait()
+		if passes < 240 || passes > 251 {
+			t.Errorf("%d passes of 10ms in 10s; want a quarter of the time", passes)
+		}
+	})
 }

@@ -21,14 +21,9 @@ func (l *Loop) Run(ctx context.Context) error {
 	mem := newMemory()
 	return pass.Loop{
 		Name: "reap", Store: l.Store, Log: l.Log,
-		Kinds: []store.Kind{store.KindCluster, store.KindNetwork, store.KindService, store.KindTask, store.KindNode},
-		Once: func(ctx context.Context, now time.Time) (time.Time, error) {
-			todo, again := mem.Plan(now, l.Store.View())
-			err := pass.Apply(ctx, l.Propose, todo)
-			if err != nil {
-				mem = newMemory() // what was not written must be looked at again
-			}
-			return again, err
-		},
+		Kinds:   []store.Kind{store.KindCluster, store.KindNetwork, store.KindService, store.KindTask, store.KindNode},
+		Propose: l.Propose,
+		Plan:    func(now time.Time) (pass.Todo, time.Time) { return mem.Plan(now, l.Store.View()) },
+		Failed:  func() { mem = newMemory() }, // what was not written must be looked at again
 	}.Run(ctx)
 }

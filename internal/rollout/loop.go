@@ -22,8 +22,9 @@ func (l *Loop) Run(ctx context.Context) error {
 	began, memo := map[string]time.Time{}, pass.NewMemo()
 	return pass.Loop{
 		Name: "rollout", Store: l.Store, Log: l.Log,
-		Kinds: []store.Kind{store.KindService, store.KindTask, store.KindNode},
-		Once: func(ctx context.Context, now time.Time) (time.Time, error) {
+		Kinds:   []store.Kind{store.KindService, store.KindTask, store.KindNode},
+		Propose: l.Propose,
+		Plan: func(now time.Time) (pass.Todo, time.Time) {
 			v := l.Store.View()
 			todo, again := Plan(now, v, began, memo)
 			for id := range began {
@@ -32,7 +33,7 @@ func (l *Loop) Run(ctx context.Context) error {
 				}
 			}
 			pass.Number(todo, l.NewID)
-			return again, pass.Apply(ctx, l.Propose, todo)
+			return todo, again
 		},
 	}.Run(ctx)
 }

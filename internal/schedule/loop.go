@@ -22,9 +22,10 @@ func (l *Loop) Run(ctx context.Context) error {
 	counts := newLedger()
 	return pass.Loop{
 		Name: "schedule", Store: l.Store, Log: l.Log,
-		Kinds: []store.Kind{store.KindService, store.KindTask, store.KindNode},
-		Once: func(ctx context.Context, now time.Time) (time.Time, error) {
-			return time.Time{}, pass.Apply(ctx, l.Propose, counts.Plan(now, l.Store.View()))
+		Kinds:   []store.Kind{store.KindService, store.KindTask, store.KindNode},
+		Propose: l.Propose,
+		Plan: func(now time.Time) (pass.Todo, time.Time) {
+			return counts.Plan(now, l.Store.View()), time.Time{}
 		},
 	}.Run(ctx)
 }

@@ -22,11 +22,12 @@ func (l *Loop) Run(ctx context.Context) error {
 	memo := pass.NewMemo()
 	return pass.Loop{
 		Name: "services", Store: l.Store, Log: l.Log,
-		Kinds: []store.Kind{store.KindService, store.KindTask, store.KindNode},
-		Once: func(ctx context.Context, now time.Time) (time.Time, error) {
+		Kinds:   []store.Kind{store.KindService, store.KindTask, store.KindNode},
+		Propose: l.Propose,
+		Plan: func(now time.Time) (pass.Todo, time.Time) {
 			todo, again := Plan(now, l.Store.View(), memo)
 			pass.Number(todo, l.NewID)
-			return again, pass.Apply(ctx, l.Propose, todo)
+			return todo, again
 		},
 	}.Run(ctx)
 }
