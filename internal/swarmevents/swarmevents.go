@@ -5,6 +5,7 @@ package swarmevents
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
@@ -24,15 +25,17 @@ type Watcher struct {
 	Publish func(typ events.Type, action events.Action, actor events.Actor)
 }
 
-// Run watches until ctx ends. What there is when this node becomes a manager is
-// not news.
+// Run watches until ctx ends. What was there before this node became a manager
+// is not news.
 func (w *Watcher) Run(ctx context.Context) error {
 	tick := time.NewTicker(lookAgain)
 	defer tick.Stop()
+	looked := time.Now()
 	for {
 		if st, err := w.State(); err == nil {
-			w.follow(ctx, st, tick.C)
+			w.follow(ctx, st, looked, tick.C)
 		}
+		looked = time.Now()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -41,19 +44,20 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
-// follow watches one store for as long as it is this node's.
-func (w *Watcher) follow(ctx context.Context, st *store.Store, tick <-chan time.Time) {
+// follow watches one store for as long as it is this node's. What came since is
+// news.
+func (w *Watcher) follow(ctx context.Context, st *store.Store, since time.Time, tick <-chan time.Time) {
 	wake, stop := st.Watch(store.KindService, store.KindNode, store.KindNetwork, store.KindSecret, store.KindConfig)
 	defer stop()
-	last := picture(st.View())
+	last := before(picture(st.View()), since)
 	for {
+		now := picture(st.View())
+		for _, e := range diff(last, now) {
+			w.Publish(e.Type, e.Action, e.Actor)
+		}
+		last = now
 		select {
 		case <-wake:
-			now := picture(st.View())
-			for _, e := range diff(last, now) {
-				w.Publish(e.Type, e.Action, e.Actor)
-			}
-			last = now
 		case <-tick:
 			if cur, err := w.State(); err != nil || cur != st {
 				return
@@ -64,10 +68,18 @@ func (w *Watcher) follow(ctx context.Context, st *store.Store, tick <-chan time.
 	}
 }
 
+// before leaves out of a picture what was created at since or later.
+func before(p []kinds, since time.Time) []kinds {
+	for i := range p {
+		p[i].list = slices.DeleteFunc(p[i].list, func(o object) bool { return !o.created.Before(since) })
+	}
+	return p
+}
+
 // object is one thing as its events describe it.
 type object struct {
-	id   string
-	name string
+	id, name string
+	created  time.Time
 	// facts are what an update tells the old and the new of; one that is "" is
 	// not told.
 	facts map[string]string
@@ -89,13 +101,13 @@ func picture(v store.View) []kinds {
 		all[0].list = append(all[0].list, nodeObject(n))
 	}
 	for _, n := range v.Networks() {
-		all[1].list = append(all[1].list, object{id: n.ID, name: n.Spec.Name})
+		all[1].list = append(all[1].list, object{id: n.ID, name: n.Spec.Name, created: n.CreatedAt})
 	}
 	for _, s := range v.Secrets() {
-		all[2].list = append(all[2].list, object{id: s.ID, name: s.Spec.Name, version: s.Spec})
+		all[2].list = append(all[2].list, object{id: s.ID, name: s.Spec.Name, created: s.CreatedAt, version: s.Spec})
 	}
 	for _, c := range v.Configs() {
-		all[3].list = append(all[3].list, object{id: c.ID, name: c.Spec.Name, version: c.Spec})
+		all[3].list = append(all[3].list, object{id: c.ID, name: c.Spec.Name, created: c.CreatedAt, version: c.Spec})
 	}
 	for _, s := range v.Services() {
 		all[4].list = append(all[4].list, serviceObject(s))
@@ -104,7 +116,7 @@ func picture(v store.View) []kinds {
 }
 
 func nodeObject(n *cluster.Node) object {
-	o := object{id: n.ID, name: n.Spec.Name, version: n.Spec, facts: map[string]string{
+	o := object{id: n.ID, name: n.Spec.Name, created: n.CreatedAt, version: n.Spec, facts: map[string]string{
 		"availability": string(n.Spec.Availability), "role": string(n.Spec.Role), "state": string(n.Status.State),
 	}}
 	if o.name == "" && n.Description != nil {
@@ -114,7 +126,7 @@ func nodeObject(n *cluster.Node) object {
 }
 
 func serviceObject(s *cluster.Service) object {
-	o := object{id: s.ID, name: s.Spec.Name, version: s.SpecVersion, facts: map[string]string{}}
+	o := object{id: s.ID, name: s.Spec.Name, created: s.CreatedAt, version: s.SpecVersion, facts: map[string]string{}}
 	if c := s.Spec.TaskTemplate.ContainerSpec; c != nil {
 		o.facts["image"] = c.Image
 	}

@@ -52,8 +52,11 @@ func TestTheLifeOfAService(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- w.Run(ctx) }()
 
+		time.Sleep(lookAgain * 3 / 2)
 		apply(store.CreateNode(&cluster.Node{ID: "n0", Spec: &swarm.NodeSpec{Availability: "active", Role: "worker"}, Description: &swarm.NodeDescription{Hostname: "host"}}))
+		time.Sleep(lookAgain) // the node is there before this one is a manager
 		manager = true
+		apply(store.CreateService(&cluster.Service{ID: "q0", Spec: &swarm.ServiceSpec{Annotations: swarm.Annotations{Name: "quick"}}}))
 		time.Sleep(2 * lookAgain)
 		synctest.Wait()
 
@@ -80,6 +83,7 @@ func TestTheLifeOfAService(t *testing.T) {
 			return events.Message{Type: "service", Action: action, Actor: events.Actor{ID: "s0", Attributes: attrs}}
 		}
 		want := []events.Message{
+			{Type: "service", Action: "create", Actor: events.Actor{ID: "q0", Attributes: map[string]string{"name": "quick"}}},
 			web("create", map[string]string{}),
 			web("update", map[string]string{"image.new": "a:2", "image.old": "a:1"}),
 			web("update", map[string]string{"updatestate.new": "updating"}),
