@@ -103,10 +103,9 @@ type ctr struct {
 
 // run is one life of a container, from its start to its end.
 type run struct {
-	shim   *shims.Shim
-	ended  chan struct{} // closed when its end has been dealt with
-	signal string        // the last signal a user sent
-	stop   context.CancelFunc
+	shim  *shims.Shim
+	ended chan struct{} // closed when its end has been dealt with
+	stop  context.CancelFunc
 }
 
 func newCtr(rec record) *ctr {

@@ -22,10 +22,9 @@ import (
 // rig is an engine on roots of its own, with a busybox image.
 type rig struct {
 	*Engine
-	t      *testing.T
-	cfg    Config
-	store  *layers.Store
-	closed bool
+	t     *testing.T
+	cfg   Config
+	store *layers.Store
 }
 
 // newRig needs root, and the programs that scripts/build-runtime.sh builds.

@@ -41,8 +41,8 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%s: %q, want %q", k[1], got, v)
 		}
 	}
-	out, _ := r.exec(id, "sh", "-c", "ulimit -n; ulimit -Hc; cat /proc/sys/kernel/msgmax; mount | grep /dev/shm; ls /proc/1/ns >/dev/null; hostname")
-	if !strings.HasPrefix(out, "1000\n0\n9000\n") || !strings.Contains(out, "size=1024k") || !strings.HasSuffix(out, id[:12]+"\n") {
+	out, _ := r.exec(id, "sh", "-c", "ulimit -n; ulimit -Hc; cat /proc/sys/kernel/msgmax; mount | grep /dev/shm; ls /proc/1/ns >/dev/null; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; hostname")
+	if !strings.HasPrefix(out, "1000\n0\n9000\n") || !strings.Contains(out, "size=1024k") || !strings.HasSuffix(out, "\n0\n"+id[:12]+"\n") {
 		t.Errorf("inside: %q", out)
 	}
 	stats, err := r.Stats(t.Context(), id)
@@ -142,22 +142,22 @@ func TestMounts(t *testing.T) {
 	r := newRig(t)
 	host := t.TempDir()
 	r.must(os.WriteFile(filepath.Join(host, "f"), []byte("from host\n"), 0o644))
-	id := r.run([]string{"sh", "-c", "cat /data/seed /h/f /anon/x 2>/dev/null; echo more > /data/more; touch /h/no; touch /root/no; mount | grep ' /t '; cat /etc/hostname"}, func(q *CreateRequest) {
+	id := r.run([]string{"sh", "-c", "cat /data/seed /f /anon/x; ls -d /made ; echo more > /data/more; touch /h/no; touch /root/no; mount | grep ' /t '; cat /etc/hostname"}, func(q *CreateRequest) {
 		q.Request.Config.Hostname = "hive"
 		q.Request.Config.Volumes = map[string]struct{}{"/anon": {}}
-		q.Request.HostConfig.Binds = []string{"vol:/data", host + ":/h:ro"}
+		q.Request.HostConfig.Binds = []string{"vol:/data", host + ":/h:ro", host + "/f:/f", host + "/made/here:/made"}
 		q.Request.HostConfig.Mounts = []mount.Mount{{Type: mount.TypeTmpfs, Target: "/t", TmpfsOptions: &mount.TmpfsOptions{SizeBytes: 1 << 20}}}
 		q.Request.HostConfig.ReadonlyRootfs = true
 	})
 	r.end(id)
 	out := r.logs(id)
-	for _, want := range []string{"seed\n", "from host\n", "touch: /h/no: Read-only file system", "touch: /root/no: Read-only file system", "size=1024k", "hive\n"} {
+	for _, want := range []string{"seed\n", "from host\n", "/made\n", "touch: /h/no: Read-only file system", "touch: /root/no: Read-only file system", "size=1024k", "hive\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in %q", want, out)
 		}
 	}
 	insp := r.inspect(id)
-	if len(insp.Mounts) != 4 {
+	if len(insp.Mounts) != 6 {
 		t.Fatalf("mounts: %+v", insp.Mounts)
 	}
 	anon := insp.Mounts[slices.IndexFunc(insp.Mounts, func(m container.MountPoint) bool { return m.Destination == "/anon" })]

@@ -238,10 +238,7 @@ func volumeMount(name, dst string, readonly bool, spec mount.Mount) mountPoint {
 func (e *Engine) prepareMount(ctx context.Context, rec record, m *mountPoint) error {
 	switch m.Type {
 	case mount.TypeBind:
-		if m.Spec.BindOptions != nil && m.Spec.BindOptions.CreateMountpoint {
-			return os.MkdirAll(m.Source, 0o755)
-		}
-		return nil
+		return makeSource(*m)
 	case mount.TypeVolume:
 	default:
 		return nil
@@ -327,17 +324,24 @@ func (e *Engine) bindMounts(ctx context.Context, rec record) ([]specs.Mount, err
 			}
 			m.Source = src
 		case mount.TypeBind:
-			if m.Spec.BindOptions != nil && m.Spec.BindOptions.CreateMountpoint {
-				if _, err := os.Stat(m.Source); os.IsNotExist(err) {
-					if err := os.MkdirAll(m.Source, 0o755); err != nil {
-						return nil, err
-					}
-				}
+			if err := makeSource(m); err != nil {
+				return nil, err
 			}
 		}
 		list = append(list, bind(m))
 	}
 	return list, nil
+}
+
+// makeSource makes the directory that -v binds, where there is nothing yet.
+func makeSource(m mountPoint) error {
+	if o := m.Spec.BindOptions; o == nil || !o.CreateMountpoint {
+		return nil
+	}
+	if _, err := os.Stat(m.Source); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.MkdirAll(m.Source, 0o755)
 }
 
 func bind(m mountPoint) specs.Mount {

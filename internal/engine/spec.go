@@ -47,7 +47,7 @@ func (e *Engine) spec(rec record, rootfs []mount.Mount, netns string, binds []sp
 		Hostname:    rec.Config.Hostname,
 		Domainname:  rec.Config.Domainname,
 		Annotations: hc.Annotations,
-		Linux:       &specs.Linux{Sysctl: hc.Sysctls, CgroupsPath: e.cgroup(rec)},
+		Linux:       &specs.Linux{Sysctl: sysctls(hc), CgroupsPath: e.cgroup(rec)},
 	}
 	if hc.UTSMode.IsHost() {
 		s.Hostname, s.Domainname = "", "" // they are the host's
@@ -77,6 +77,18 @@ func (e *Engine) spec(rec record, rootfs []mount.Mount, netns string, binds []sp
 		return nil, err
 	}
 	return s, nil
+}
+
+// sysctls are those asked for. As Docker, a container with a network of its own
+// needs no privilege for low ports and for ping.
+func sysctls(hc *container.HostConfig) map[string]string {
+	all := map[string]string{}
+	if !hc.NetworkMode.IsHost() && !hc.NetworkMode.IsContainer() {
+		all["net.ipv4.ip_unprivileged_port_start"] = "0"
+		all["net.ipv4.ping_group_range"] = "0 2147483647"
+	}
+	maps.Copy(all, hc.Sysctls)
+	return all
 }
 
 // cgroup is the path of a container's cgroup in the host's hierarchies.
