@@ -45,14 +45,14 @@ type chaos struct {
 }
 
 func (c *chaos) play() {
-	c.Flaky = 10 * c.Intn(2)
+	c.Flaky(10 * c.Intn(2))
 	c.nodes, c.down = c.Fleet.AddMany(5), map[string]bool{}
 	c.back = c.Network(swarm.NetworkSpec{Annotations: swarm.Annotations{Name: "back"}})
 	for range 60 {
 		c.event()
 		time.Sleep(c.Random(20 * time.Second))
 	}
-	c.Flaky = 0
+	c.Flaky(0)
 	for _, id := range c.nodes {
 		if c.down[id] {
 			c.Fleet.Heal(id)

@@ -126,7 +126,7 @@ func (f *Fleet) pass(ctx context.Context, now time.Time) time.Time {
 	}
 	for len(hard) > 0 {
 		n := min(len(hard), 500)
-		if err := f.s.propose(ctx, f.s.term, hard[:n]...); err != nil {
+		if err := f.s.propose(ctx, f.s.leader(), hard[:n]...); err != nil {
 			return minTime(next, now.Add(100*time.Millisecond)) // no leader: told again later
 		}
 		hard = hard[n:]

@@ -32,16 +32,14 @@ type Swarm struct {
 	T     testing.TB
 	Store *store.Store
 	Fleet *Fleet
-	// Check is called after every log entry; by default it is Invariants.
-	Check func(store.View) error
-	// Flaky is how many of a hundred proposals end in an error: half of those are
-	// applied nevertheless, as when a leader's answer is lost.
-	Flaky int
 
-	log   chan struct{} // capacity 1: who holds it writes. Not a mutex: those freeze the fake clock
+	log   chan struct{} // capacity 1: who holds it owns the next fields. Not a mutex: those freeze the fake clock
+	check func(store.View) error
+	flaky int
 	index uint64
 	bytes int
-	term  int // of the leader; 0: none
+	term  int // of the leader; -1: none
+
 	terms int
 
 	rngMu sync.Mutex // guards rng
@@ -57,7 +55,7 @@ type Swarm struct {
 func New(t testing.TB, seed int64) *Swarm {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Swarm{
-		T: t, Store: store.New(), Check: Invariants, log: make(chan struct{}, 1),
+		T: t, Store: store.New(), check: Invariants, log: make(chan struct{}, 1),
 		rng: rand.New(rand.NewSource(seed)), ctx: ctx,
 	}
 	s.Fleet = newFleet(s)
@@ -106,8 +104,31 @@ func (s *Swarm) Intn(n int) int {
 // View returns the store as it is.
 func (s *Swarm) View() store.View { return s.Store.View() }
 
+// hold runs f while nothing is written.
+func (s *Swarm) hold(f func()) {
+	s.log <- struct{}{}
+	f()
+	<-s.log
+}
+
 // LogBytes returns how long all entries were together.
-func (s *Swarm) LogBytes() int { return s.bytes }
+func (s *Swarm) LogBytes() (n int) {
+	s.hold(func() { n = s.bytes })
+	return n
+}
+
+// Check sets what is called after every log entry instead of Invariants.
+func (s *Swarm) Check(check func(store.View) error) { s.hold(func() { s.check = check }) }
+
+// Flaky sets how many of a hundred proposals end in an error: half of those are
+// applied nevertheless, as when a leader's answer is lost.
+func (s *Swarm) Flaky(percent int) { s.hold(func() { s.flaky = percent }) }
+
+// leader returns the present term; -1 without a leader.
+func (s *Swarm) leader() (term int) {
+	s.hold(func() { term = s.term })
+	return term
+}
 
 // propose writes an entry as the leader of a term, as it would go through the
 // log: encoded, committed after a while, decoded, applied.
@@ -131,7 +152,7 @@ func (s *Swarm) propose(ctx context.Context, term int, changes ...store.Change) 
 		return err
 	}
 	dice := s.Intn(200)
-	if dice < s.Flaky {
+	if dice < s.flaky {
 		return errEntryLost
 	}
 	s.index++
@@ -139,12 +160,12 @@ func (s *Swarm) propose(ctx context.Context, term int, changes ...store.Change) 
 	if err := s.Store.Apply(s.index, e); err != nil {
 		return err
 	}
-	if s.Check != nil {
-		if err := s.Check(s.View()); err != nil {
+	if s.check != nil {
+		if err := s.check(s.View()); err != nil {
 			s.T.Errorf("entry %d: %v\n%s", s.index, err, describe(changes))
 		}
 	}
-	if dice >= 200-s.Flaky {
+	if dice >= 200-s.flaky {
 		return errAnswerLost
 	}
 	return nil
@@ -178,7 +199,7 @@ func (s *Swarm) write(ctx context.Context, changes func(store.View) []store.Chan
 		if len(cs) == 0 {
 			return nil
 		}
-		err := s.propose(ctx, max(s.term, 1), cs...)
+		err := s.propose(ctx, max(s.leader(), 1), cs...)
 		if errors.Is(err, errAnswerLost) {
 			return nil // a user would look, and see that it was taken
 		}
@@ -206,7 +227,8 @@ func (s *Swarm) StartLeader() {
 	ctx, cancel := context.WithCancel(s.ctx)
 	s.terms++
 	term := s.terms
-	s.term, s.depose = term, cancel
+	s.depose = cancel
+	s.hold(func() { s.term = term })
 	propose := func(ctx context.Context, changes ...store.Change) error { return s.propose(ctx, term, changes...) }
 	log := slog.New(slog.NewTextHandler(testWriter{s.T}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	for _, run := range []func(context.Context) error{
@@ -229,7 +251,7 @@ func (s *Swarm) StopLeader() {
 	if s.depose == nil {
 		return
 	}
-	s.term = -1
+	s.hold(func() { s.term = -1 })
 	s.depose()
 	s.deposed.Wait()
 	s.depose = nil
