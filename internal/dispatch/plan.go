@@ -309,6 +309,9 @@ func wantedTask(t *cluster.Task, spec *cluster.ServiceSpecVersion, svc *cluster.
 	if c != nil && c.Spec != nil {
 		wt.LogDriver = c.Spec.TaskDefaults.LogDriver
 	}
+	if svc != nil {
+		wt.RegistryAuth = svc.AuthOf(t.SpecVersion)
+	}
 	return wt
 }
 

@@ -40,7 +40,7 @@ type Port struct {
 }
 
 // NewPort makes the cluster port of lis. allow says whether a peer may talk
-// Raft; such peers are managers with a certificate that has not ended.
+// Raft; it is asked about managers only, also those whose certificate has ended.
 func NewPort(lis net.Listener, id *pki.Identity, allow func(pki.Peer) error, log *slog.Logger) *Port {
 	p := &Port{
 		lis: lis, cfg: id.ServerTLS(), allow: allow, root: id.Root,
@@ -126,7 +126,7 @@ func (p *Port) half(ctx context.Context, c *tls.Conn) (*half, error) {
 		if err != nil {
 			return nil, err
 		}
-		if peer.Zero() || peer.Expired || peer.Role != swarm.NodeRoleManager {
+		if peer.Zero() || peer.Role != swarm.NodeRoleManager {
 			return nil, fmt.Errorf("node %q may not talk Raft", peer.NodeID)
 		}
 		return p.raft, p.allow(peer)
@@ -200,13 +200,14 @@ func DialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", addr)
 }
 
-// DialRaft opens a connection to another manager's Raft.
-func DialRaft(ctx context.Context, dial Dialer, id *pki.Identity, addr string) (net.Conn, error) {
+// DialRaft opens a connection to the Raft of another manager, if allow has
+// nothing against it.
+func DialRaft(ctx context.Context, dial Dialer, id *pki.Identity, addr string, allow func(pki.Peer) error) (net.Conn, error) {
 	raw, err := dial(ctx, addr)
 	if err != nil {
 		return nil, err
 	}
-	c := tls.Client(raw, id.ClientTLS(pki.ProtoRaft, ""))
+	c := tls.Client(raw, id.RaftTLS(allow))
 	if err := c.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("manager at %s: %w", addr, err)

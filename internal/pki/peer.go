@@ -108,6 +108,26 @@ func (id *Identity) ClientTLS(proto, nodeID string) *tls.Config {
 	}
 }
 
+// RaftTLS returns the configuration for a connection to another manager's Raft.
+// allow says whether that manager is one of the group: an expired certificate
+// proves who its holder is no less, and managers that were all switched off for
+// too long must elect a leader before anybody can renew.
+func (id *Identity) RaftTLS(allow func(Peer) error) *tls.Config {
+	cfg := id.ClientTLS(ProtoRaft, "")
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		p, err := PeerOf(cs, id.Root(), time.Now())
+		if err != nil {
+			return err
+		}
+		if err := allow(p); err != nil {
+			return err
+		}
+		p.Expired = false
+		return checkManager(p, id.Peer().ClusterID, "")
+	}
+	return cfg
+}
+
 func checkManager(p Peer, clusterID, nodeID string) error {
 	switch {
 	case p.Zero() || p.Role != swarm.NodeRoleManager:

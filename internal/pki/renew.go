@@ -31,7 +31,11 @@ const (
 func RenewAt(cert *x509.Certificate, frac float64) time.Time {
 	start := cert.NotBefore.Add(backdate)
 	span := cert.NotAfter.Sub(start)
-	return start.Add(time.Duration(float64(span) * (0.5 + 0.3*frac)))
+	at := start.Add(time.Duration(float64(span) * (0.5 + 0.3*frac)))
+	if at.After(cert.NotAfter) { // of less validity than the backdating
+		return cert.NotAfter
+	}
+	return at
 }
 
 // Run renews the certificate in time, at once when the wanted role is another,

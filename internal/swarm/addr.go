@@ -271,7 +271,7 @@ func onlyOne(all []Interface, of func(Interface) []netip.Addr) (netip.Addr, erro
 // ours reports whether an interface belongs to containers rather than to the
 // machine.
 func ours(name string) bool {
-	for _, p := range []string{"docker", "br-", "veth", "skep", "gwb", "vx-", "ov-"} {
+	for _, p := range []string{"docker", "br-", "veth", "skep", "sk-", "skx-", "skv"} {
 		if strings.HasPrefix(name, p) {
 			return true
 		}

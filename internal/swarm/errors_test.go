@@ -1,7 +1,13 @@
 package swarm
 
 import (
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,6 +34,10 @@ func inNoSwarm(t *testing.T, h *host) {
 func TestInitRefused(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, "52.0", 1)
+	const words = `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`
+	if _, err := h.Control(); err == nil || err.Error() != words || !errdefs.IsUnavailable(err) {
+		t.Errorf("in no swarm: %v", err)
+	}
 	for _, c := range []struct {
 		req api.InitRequest
 		err string
@@ -183,4 +193,101 @@ func TestLeftoversOfACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.init(quick())
+}
+
+func TestAllWereOffForTooLong(t *testing.T) {
+	t.Parallel()
+	hosts := []*host{newHost(t, "57.0", 1), newHost(t, "57.0", 2), newHost(t, "57.0", 3), newHost(t, "57.0", 4)}
+	hosts[0].init(quick())
+	hosts[1].join(hosts[0], asManager)
+	hosts[2].join(hosts[0], asManager)
+	hosts[3].join(hosts[0], worker)
+	all := map[string]string{"host1": "manager ready leader", "host2": "manager ready reachable", "host3": "manager ready reachable", "host4": "worker ready"}
+	expectNodes(t, hosts[0], 5*time.Second, all)
+	c := hosts[0].view().Cluster()
+	root, err := pki.ParseRoot(c.RootCA.Cert, c.RootCA.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[*host]pki.Peer{}
+	for _, h := range hosts {
+		ids[h] = h.cur.Load().id.Peer()
+	}
+	for _, h := range hosts {
+		h.kill()
+	}
+	for _, h := range hosts { // until all certificates have ended
+		cert, key := endedCert(t, root, ids[h])
+		id, err := pki.NewIdentity(filepath.Join(h.dir, dirCerts), root, cert, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := id.Save(); err != nil {
+			t.Fatal(err)
+		}
+		if !id.Expired(time.Now()) {
+			t.Fatal("the certificate has not ended")
+		}
+	}
+	for _, h := range hosts {
+		h.start()
+	}
+	lead := leaderOf(t, hosts[:3]...)
+	eventually(t, 30*time.Second, "everybody is back", func() (bool, any) {
+		got := lead.nodes()
+		ready := 0
+		for _, s := range got {
+			if strings.Contains(s, " ready") {
+				ready++
+			}
+		}
+		return ready == len(hosts), got
+	})
+	for _, h := range hosts {
+		eventually(t, 30*time.Second, "its certificate is renewed", func() (bool, any) {
+			leaf := h.cur.Load().id.Leaf()
+			return leaf.NotAfter.After(time.Now()), leaf.NotAfter
+		})
+	}
+}
+
+// endedCert is a certificate of p's that ended a minute ago.
+func endedCert(t *testing.T, root *pki.Root, p pki.Peer) (cert, key []byte) {
+	t.Helper()
+	_, key, err := pki.NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rootKey, err := root.KeyPEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := x509.ParsePKCS8PrivateKey(pemBytes(t, rootKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := x509.ParsePKCS8PrivateKey(pemBytes(t, key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(7),
+		Subject:      pkix.Name{CommonName: p.NodeID, Organization: []string{p.ClusterID}, OrganizationalUnit: []string{"swarm-" + string(p.Role)}},
+		NotBefore:    time.Now().Add(-50 * time.Minute), NotAfter: time.Now().Add(-time.Minute),
+		KeyUsage: x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, root.Certificate(), own.(crypto.Signer).Public(), signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key
+}
+
+func pemBytes(t *testing.T, b []byte) []byte {
+	t.Helper()
+	block, _ := pem.Decode(b)
+	if block == nil {
+		t.Fatal("no PEM")
+	}
+	return block.Bytes
 }

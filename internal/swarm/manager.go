@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +46,7 @@ type manager struct {
 	m       *member
 	store   *store.Store
 	raft    *raftlog.Log
+	opened  chan struct{} // closed when raft is set
 	port    *dispatch.Port
 	server  *dispatch.Server
 	control *control.API
@@ -123,7 +125,7 @@ func (m *member) newManager() (*manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster port: %w", err)
 	}
-	mgr := &manager{m: m, store: store.New()}
+	mgr := &manager{m: m, store: store.New(), opened: make(chan struct{})}
 	mgr.port = dispatch.NewPort(lis, m.id, mgr.mayTalkRaft, m.cfg.Log)
 	if err := mgr.openLog(st); err != nil {
 		return nil, errors.Join(err, lis.Close())
@@ -161,13 +163,14 @@ func (mgr *manager) openLog(st state) error {
 		ID: st.NodeID, Addr: st.Advertise.String(), Dir: filepath.Join(m.cfg.Dir, dirRaft), Keys: keys, Store: mgr.store,
 		Listener: mgr.port.Raft(),
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) {
-			return dispatch.DialRaft(ctx, m.cfg.Dial, m.id, addr)
+			return dispatch.DialRaft(ctx, m.cfg.Dial, m.id, addr, mgr.mayTalkRaft)
 		},
 		Tick: m.cfg.Tick, Log: m.cfg.Log, ForceNewCluster: m.force && !m.boot.done.Load(),
 	})
 	if err != nil {
 		return err
 	}
+	close(mgr.opened)
 	if m.boot != nil && mgr.raft.Fresh() {
 		return mgr.raft.Bootstrap()
 	}
@@ -175,7 +178,9 @@ func (mgr *manager) openLog(st state) error {
 }
 
 // mayTalkRaft refuses managers that were demoted: their certificate is good for
-// a while yet. One that this manager has not heard of may be ahead of it.
+// a while yet. One that this manager has not heard of may be ahead of it. An
+// expired certificate will do for one that is known to be in the group: without
+// an election nobody can renew.
 func (mgr *manager) mayTalkRaft(p pki.Peer) error {
 	v := mgr.store.View()
 	if c := v.Cluster(); c != nil {
@@ -183,10 +188,25 @@ func (mgr *manager) mayTalkRaft(p pki.Peer) error {
 			return cluster.Deniedf("node %s was removed from the swarm", p.NodeID)
 		}
 	}
-	if n := v.Node(p.NodeID); n != nil && dispatch.CertificateRole(n) != api.NodeRoleManager {
+	n := v.Node(p.NodeID)
+	if p.Expired && !mgr.inGroup(p.NodeID) {
+		return cluster.Deniedf("the certificate of node %s has ended, and it is no manager known here", p.NodeID)
+	}
+	if n != nil && dispatch.CertificateRole(n) != api.NodeRoleManager {
 		return cluster.Deniedf("node %s is not a manager any more", p.NodeID)
 	}
 	return nil
+}
+
+// inGroup reports whether a node is a member of the Raft group by the log, which
+// is known before there is a leader to say how much of it counts.
+func (mgr *manager) inGroup(nodeID string) bool {
+	select {
+	case <-mgr.opened:
+		return slices.ContainsFunc(mgr.raft.Members(), func(m raftlog.Member) bool { return m.ID == nodeID })
+	default:
+		return false // Raft is about to start, and will ask again
+	}
 }
 
 // probe reports whether a node's host answers.

@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/errdefs"
 	api "github.com/moby/moby/api/types/swarm"
 	"golang.org/x/sync/errgroup"
 
@@ -19,8 +21,12 @@ import (
 	"github.com/skep-dev/skep/internal/pki"
 )
 
-// gossipRetry is the wait after gossip could not be started.
-const gossipRetry = 5 * time.Second
+// Times of a member.
+const (
+	gossipRetry = 5 * time.Second // after gossip could not be started
+	renewWait   = 30 * time.Second
+	renewTry    = 2 * time.Second
+)
 
 // member is one membership in a swarm, from joining (or a restart) to leaving
 // (or a shutdown).
@@ -184,14 +190,21 @@ func (m *member) managerAddrs() []netip.Addr {
 // renew has a new certificate signed: by this manager itself while it leads,
 // else by the leader.
 func (m *member) renew(ctx context.Context, csr []byte) ([]byte, error) {
-	if mgr := m.manager.Load(); mgr != nil {
-		if cert, err := mgr.server.Renew(csr); err == nil {
-			return cert, nil
+	for end := time.Now().Add(renewWait); ; {
+		if mgr := m.manager.Load(); mgr != nil {
+			if cert, err := mgr.server.Renew(csr); err == nil {
+				return cert, nil
+			}
+		}
+		// Not for long at a time: this manager may come to lead meanwhile.
+		once, cancel := context.WithTimeout(ctx, renewTry)
+		cert, err := m.client.Renew(once, csr)
+		cancel()
+		again := errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded)
+		if !again || ctx.Err() != nil || time.Now().After(end) {
+			return cert, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	return m.client.Renew(ctx, csr)
 }
 
 // runGossip gossips with the key the leader gave, anew when it changes.

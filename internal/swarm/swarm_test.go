@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,147 +86,193 @@ func quick() api.Spec {
 	return api.Spec{Dispatcher: api.DispatcherConfig{HeartbeatPeriod: time.Second}}
 }
 
+// five is a swarm of three managers and two workers.
+type five struct {
+	t        *testing.T
+	h        [5]*host
+	managers []*host
+	w1, w2   *host
+	service  string
+}
+
 func TestLifeOfASwarm(t *testing.T) {
 	t.Parallel()
-	var h [5]*host
-	for i := range h {
-		h[i] = newHost(t, "51.0", i+1)
+	f := &five{t: t}
+	for i := range f.h {
+		f.h[i] = newHost(t, "51.0", i+1)
 	}
-	m1, m2, m3, w1, w2 := h[0], h[1], h[2], h[3], h[4]
-	if _, err := m1.Control(); err == nil || !strings.HasPrefix(err.Error(), `This node is not a swarm manager. Use "docker swarm init"`) {
-		t.Errorf("before init: %v", err)
+	f.managers, f.w1, f.w2 = f.h[:3], f.h[3], f.h[4]
+	for _, step := range []func(){f.made, f.known, f.serviceRuns, f.leaderLost, f.rolesChange, f.daemonRestarts, f.workerLeaves, f.leaderLeaves} {
+		step()
 	}
+}
+
+// sees waits until the leader sees a node as wanted.
+func (f *five) sees(name string, want ...string) {
+	f.t.Helper()
+	eventually(f.t, 15*time.Second, name+" is "+strings.Join(want, " or "), func() (bool, any) {
+		got := leaderOf(f.t, f.managers...).nodes()
+		return slices.Contains(want, got[name]), got
+	})
+}
+
+// made makes the swarm.
+func (f *five) made() {
+	m1, m2 := f.h[0], f.h[1]
 	start := time.Now()
 	m1.init(quick())
-	t.Logf("init took %v", time.Since(start))
-	if _, err := m1.Init(t.Context(), api.InitRequest{}); err != errAlready {
-		t.Errorf("init again: %v", err)
-	}
-	for _, x := range []*host{m2, m3} {
+	f.t.Logf("init took %v", time.Since(start))
+	for _, x := range f.managers[1:] {
 		start = time.Now()
 		x.join(m1, asManager)
-		t.Logf("a manager's join took %v", time.Since(start))
+		f.t.Logf("a manager's join took %v", time.Since(start))
 	}
-	for _, x := range []*host{w1, w2} {
+	for _, x := range []*host{f.w1, f.w2} {
 		start = time.Now()
 		x.join(m2, worker) // through a follower
-		t.Logf("a worker's join took %v", time.Since(start))
+		f.t.Logf("a worker's join took %v", time.Since(start))
 	}
-	whole := map[string]string{"host1": "manager ready leader", "host2": "manager ready reachable", "host3": "manager ready reachable",
-		"host4": "worker ready", "host5": "worker ready"}
-	expectNodes(t, m1, 5*time.Second, whole)
-	if _, err := w1.Control(); err != errWorker {
-		t.Errorf("a worker: %v", err)
-	}
-	if err := w1.tryJoin(m1, m1.token(worker)); err != errAlready {
-		t.Errorf("join again: %v", err)
-	}
-	info := m2.Info(t.Context())
-	if info.LocalNodeState != api.LocalNodeStateActive || !info.ControlAvailable || info.Nodes != 5 || info.Managers != 3 || len(info.RemoteManagers) != 3 || info.NodeAddr != m2.ip {
-		t.Errorf("info of a manager: %+v", info)
-	}
-	if info := w1.Info(t.Context()); info.ControlAvailable || len(info.RemoteManagers) != 3 || info.Error != "" {
-		t.Errorf("info of a worker: %+v", info)
-	}
+}
 
-	// A service runs.
+// known is what the nodes know of the swarm and of themselves.
+func (f *five) known() {
+	m1, m2 := f.h[0], f.h[1]
+	expectNodes(f.t, m1, 10*time.Second, map[string]string{"host1": "manager ready leader", "host2": "manager ready reachable",
+		"host3": "manager ready reachable", "host4": "worker ready", "host5": "worker ready"})
+	if _, err := m1.Init(f.t.Context(), api.InitRequest{}); err != errAlready {
+		f.t.Errorf("init again: %v", err)
+	}
+	if _, err := f.w1.Control(); err != errWorker {
+		f.t.Errorf("a worker: %v", err)
+	}
+	if err := f.w1.tryJoin(m1, m1.token(worker)); err != errAlready {
+		f.t.Errorf("join again: %v", err)
+	}
+	info := m2.Info(f.t.Context())
+	if info.LocalNodeState != api.LocalNodeStateActive || !info.ControlAvailable || info.Nodes != 5 || info.Managers != 3 || len(info.RemoteManagers) != 3 || info.NodeAddr != m2.ip {
+		f.t.Errorf("info of a manager: %+v", info)
+	}
+	if info := f.w1.Info(f.t.Context()); info.ControlAvailable || len(info.RemoteManagers) != 3 || info.Error != "" {
+		f.t.Errorf("info of a worker: %+v", info)
+	}
+}
+
+// serviceRuns has every node run a task.
+func (f *five) serviceRuns() {
 	svc := &cluster.Service{ID: cluster.NewID(), Spec: &api.ServiceSpec{
 		Annotations: api.Annotations{Name: "web"}, Mode: api.ServiceMode{Replicated: &api.ReplicatedService{Replicas: new(uint64(5))}},
 		TaskTemplate: api.TaskSpec{ContainerSpec: &api.ContainerSpec{Image: "busybox:1"}},
 	}}
-	managers := []*host{m1, m2, m3}
-	write(t, managers, func(store.View) store.Change { return store.CreateService(svc) })
-	eventually(t, 10*time.Second, "one task a node", func() (bool, any) {
+	f.service = svc.ID
+	write(f.t, f.managers, func(store.View) store.Change { return store.CreateService(svc) })
+	eventually(f.t, 10*time.Second, "one task a node", func() (bool, any) {
 		n := [5]int{}
-		for i, x := range h {
+		for i, x := range f.h {
 			n[i] = x.running()
 		}
 		return n == [5]int{1, 1, 1, 1, 1}, n
 	})
+}
 
-	// The leader's host is lost.
-	start = time.Now()
-	m1.kill()
-	rest := []*host{m2, m3}
-	lead := leaderOf(t, rest...)
-	write(t, rest, func(v store.View) store.Change {
-		s := *v.Service(svc.ID)
-		return store.UpdateService(&s)
-	})
-	t.Logf("a write after the leader was lost: %v", time.Since(start))
-	eventually(t, 15*time.Second, "the lost host's task elsewhere", func() (bool, any) {
-		n := m2.running() + m3.running() + w1.running() + w2.running()
-		return n == 5, n
-	})
-	t.Logf("its task runs elsewhere: %v", time.Since(start))
-	if got := lead.nodes()["host1"]; got != "manager down unreachable" {
-		t.Errorf("the lost host is %q", got)
-	}
-	m1.start()
-	eventually(t, 10*time.Second, "the lost host is back", func() (bool, any) {
-		got := lead.nodes()["host1"]
-		return got == "manager ready reachable" || got == "manager ready leader", got
-	})
-
-	// Demote and promote.
-	victim := m2
-	if victim == lead {
-		victim = m3
-	}
-	id := victim.NodeID()
-	setRole(t, managers, id, worker)
-	eventually(t, 10*time.Second, "demotion", func() (bool, any) {
-		_, err := victim.Control()
-		got := lead.nodes()[victim.name]
-		return err == errWorker && got == "worker ready", got
-	})
-	setRole(t, managers, id, asManager)
-	eventually(t, 10*time.Second, "promotion", func() (bool, any) {
-		_, err := victim.Control()
-		got := lead.nodes()[victim.name]
-		return err == nil && got == "manager ready reachable", got
-	})
-
-	// A daemon restarts: nobody notices.
-	before := w1.running()
-	w1.stop()
-	w1.start()
-	eventually(t, 10*time.Second, "w1 resumes", func() (bool, any) {
-		info := w1.Info(t.Context())
-		return info.LocalNodeState == api.LocalNodeStateActive && info.Error == "", info
-	})
-	if w1.running() != before || lead.nodes()["host4"] != "worker ready" {
-		t.Errorf("after the restart %d tasks run, before %d; %v", w1.running(), before, lead.nodes())
-	}
-
-	// Leave.
-	if err := w2.Leave(t.Context(), false); err != nil {
-		t.Fatal(err)
-	}
-	if err := w2.Leave(t.Context(), false); err != errNoSwarm {
-		t.Errorf("leave again: %v", err)
-	}
-	if lead.nodes()["host5"] != "worker down" || w2.running() != 0 {
-		t.Errorf("after leaving: %v, %d tasks run", lead.nodes(), w2.running())
-	}
-	err := lead.Leave(t.Context(), false)
-	if err == nil || !strings.Contains(err.Error(), "The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use `--force` to suppress this message.") {
-		t.Errorf("a manager leaves: %v", err)
-	}
-	if err := lead.Leave(t.Context(), true); err != nil {
-		t.Fatal(err)
-	}
-	rest = nil
-	for _, x := range managers {
-		if x != lead {
+// leaderLost cuts the leader's power, and gives it back.
+func (f *five) leaderLost() {
+	lost := leaderOf(f.t, f.managers...)
+	var rest []*host
+	for _, x := range f.managers {
+		if x != lost {
 			rest = append(rest, x)
 		}
 	}
-	lead2 := leaderOf(t, rest...)
-	eventually(t, 10*time.Second, "the leader that left is no member", func() (bool, any) {
-		got := lead2.nodes()[lead.name]
-		return got == "worker down", got
+	start := time.Now()
+	lost.kill()
+	write(f.t, rest, func(v store.View) store.Change {
+		s := *v.Service(f.service)
+		return store.UpdateService(&s)
 	})
-	// It can join again.
-	lead.join(lead2, asManager)
+	f.t.Logf("a write after the leader was lost: %v", time.Since(start))
+	eventually(f.t, 20*time.Second, "the lost host's task elsewhere", func() (bool, any) {
+		n := 0
+		for _, x := range f.h {
+			if x != lost {
+				n += x.running()
+			}
+		}
+		return n == 5, n
+	})
+	f.t.Logf("its task runs elsewhere: %v", time.Since(start))
+	f.managers = rest
+	f.sees(lost.name, "manager down unreachable")
+	lost.start()
+	f.managers = f.h[:3]
+	f.sees(lost.name, "manager ready reachable", "manager ready leader")
+}
+
+// rolesChange demotes a manager and promotes it again.
+func (f *five) rolesChange() {
+	lead := leaderOf(f.t, f.managers...)
+	victim := f.managers[0]
+	if victim == lead {
+		victim = f.managers[1]
+	}
+	id := victim.NodeID()
+	setRole(f.t, f.managers, id, worker)
+	f.sees(victim.name, "worker ready")
+	eventually(f.t, 10*time.Second, "it is no manager", func() (bool, any) {
+		_, err := victim.Control()
+		return err == errWorker, err
+	})
+	setRole(f.t, f.managers, id, asManager)
+	f.sees(victim.name, "manager ready reachable", "manager ready leader")
+	eventually(f.t, 10*time.Second, "it is a manager", func() (bool, any) {
+		_, err := victim.Control()
+		return err == nil, err
+	})
+}
+
+// daemonRestarts is a restart that nobody notices.
+func (f *five) daemonRestarts() {
+	before := f.w1.running()
+	f.w1.stop()
+	f.w1.start()
+	eventually(f.t, 10*time.Second, "w1 resumes", func() (bool, any) {
+		info := f.w1.Info(f.t.Context())
+		return info.LocalNodeState == api.LocalNodeStateActive && info.Error == "", info
+	})
+	f.sees("host4", "worker ready")
+	if f.w1.running() != before {
+		f.t.Errorf("after the restart %d tasks run, before %d", f.w1.running(), before)
+	}
+}
+
+func (f *five) workerLeaves() {
+	if err := f.w2.Leave(f.t.Context(), false); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := f.w2.Leave(f.t.Context(), false); err != errNoSwarm {
+		f.t.Errorf("leave again: %v", err)
+	}
+	f.sees("host5", "worker down")
+	if n := f.w2.running(); n != 0 {
+		f.t.Errorf("%d tasks run on a host that has left", n)
+	}
+}
+
+// leaderLeaves takes the leader out, which needs force, and lets it join again.
+func (f *five) leaderLeaves() {
+	lead := leaderOf(f.t, f.managers...)
+	err := lead.Leave(f.t.Context(), false)
+	if err == nil || !strings.Contains(err.Error(), "The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use `--force` to suppress this message.") {
+		f.t.Errorf("a manager leaves: %v", err)
+	}
+	if err := lead.Leave(f.t.Context(), true); err != nil {
+		f.t.Fatal(err)
+	}
+	f.managers = nil
+	for _, x := range f.h[:3] {
+		if x != lead {
+			f.managers = append(f.managers, x)
+		}
+	}
+	f.sees(lead.name, "worker down")
+	lead.join(leaderOf(f.t, f.managers...), asManager)
 }
