@@ -199,13 +199,13 @@ func TestWhatBecomesOfATaskThatEnded(t *testing.T) {
 	g.pass()
 	g.run("t0001", "a")
 	g.end("t0001", cluster.StateFailed)
-	again := g.pass()
+	g.pass()
 	g.want("t0001 1 shutdown failed", "t0002 1 ready new")
 	nb := g.s.View().Task("t0002").NotBefore
 	if d := nb.Sub(g.now); d != 5*time.Second {
 		t.Errorf("it waits %v; want the default of 5s", d)
 	}
-	if again = g.pass(); !again.Equal(nb) {
+	if again := g.pass(); !again.Equal(nb) {
 		t.Errorf("the next look is at %v; want %v", again, nb)
 	}
 	g.now = nb

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"flag"
 	"net/netip"
 	"testing"
 	"time"
@@ -10,18 +11,17 @@ import (
 	"github.com/skep-dev/skep/internal/store"
 )
 
-// TestTenThousandTasks takes 10k published tasks on 1k nodes to RUNNING, within
-// the budget of log that the house sets for a task.
-func TestTenThousandTasks(t *testing.T) {
-	if testing.Short() {
-		t.Skip("SKIPPED, -short: ten thousand tasks take a few seconds")
-	}
+var thousands = flag.Int("thousands", 2, "how many thousand tasks the scale test runs, on a tenth as many nodes")
+
+// TestThousandsOfTasks takes many tasks with addresses to RUNNING, within the
+// budget of log that the house sets for a task.
+func TestThousandsOfTasks(t *testing.T) {
 	in(t, 0, func(s *Swarm, _ []string) {
 		s.Check(nil) // it looks at everything after each entry; once at the end is enough here
-		s.Fleet.AddMany(1000)
+		s.Fleet.AddMany(100 * *thousands)
 		var ids []string
 		before, start := s.LogBytes(), time.Now()
-		for range 10 {
+		for range *thousands {
 			name := s.NewID()
 			back := s.Network(swarm.NetworkSpec{Annotations: swarm.Annotations{Name: name}, IPAMOptions: &swarm.IPAMOptions{
 				Configs: []swarm.IPAMConfig{{Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(4 * len(ids)), 0}), 22)}},
@@ -38,7 +38,7 @@ func TestTenThousandTasks(t *testing.T) {
 			}
 			return true
 		})
-		each := (s.LogBytes() - before) / 10_000
+		each := (s.LogBytes() - before) / (1000 * *thousands)
 		t.Logf("%d bytes of log a task, %v from the first create to the last task running", each, time.Since(start))
 		if each > 400 {
 			t.Errorf("a task takes %d bytes of log; the budget is 400", each)
