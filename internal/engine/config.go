@@ -36,6 +36,7 @@ type Networks interface {
 	Adopt(ctx context.Context, running []string) error
 	Connect(ctx context.Context, containerID string, ep network.EndpointRequest) (*network.Endpoint, error)
 	Disconnect(ctx context.Context, containerID, network string, force bool) error
+	Rename(ctx context.Context, containerID, name string) error
 }
 
 // Config is what an Engine is made of. Every path it uses lies below DataRoot

@@ -144,7 +144,13 @@ func (e *Engine) open(ctx context.Context) (err error) {
 		}
 		e.ownStore = true
 	}
+	// Compiled seccomp filters, for our runc; see third_party/runc.
+	filters := filepath.Join(e.cfg.ExecRoot, "seccomp")
+	if err := os.MkdirAll(filters, 0o700); err != nil {
+		return err
+	}
 	e.pool, err = shims.Open(ctx, shims.Config{
+		Env: []string{"SKEP_SECCOMP_CACHE=" + filters},
 		Dir: filepath.Join(e.cfg.ExecRoot, "shims"), Program: e.programs.Shim,
 		Namespace: e.cfg.Namespace, Places: e.cfg.ContainersPerShim, Log: e.log,
 	})

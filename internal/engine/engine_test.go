@@ -259,7 +259,7 @@ func busyboxRoot(t testing.TB) io.Reader {
 		add(tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: mode}, nil)
 	}
 	add(tar.Header{Name: "bin/busybox", Mode: 0o755}, program)
-	for _, name := range strings.Fields("sh sleep cat echo true false env id ls printf kill hostname stty wc seq touch dd head tail pwd mount trap grep nproc ps ip") {
+	for _, name := range strings.Fields("sh sleep cat echo true false env id ls printf kill hostname stty wc seq touch dd head tail pwd mount trap grep nproc ps ip unshare") {
 		add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
 	add(tar.Header{Name: "bin/noexec", Mode: 0o644}, []byte("#!/bin/sh\n"))

@@ -337,3 +337,30 @@ func TestList(t *testing.T) {
 		t.Errorf("pruned: %v", report.ContainersDeleted)
 	}
 }
+
+// TestSeccomp: the filter is in force, also when it comes compiled from the
+// cache, and in an exec; and it is off where it is to be.
+func TestSeccomp(t *testing.T) {
+	r := newRig(t)
+	script := []string{"sh", "-c", "exec 2>&1; grep Seccomp: /proc/self/status; unshare -U true || echo refused"}
+	const filtered = "Seccomp:\t2\nunshare: unshare(0x10000000): Operation not permitted\nrefused\n"
+	for range 2 {
+		id := r.run(script, nil)
+		r.end(id)
+		if got := r.logs(id); got != filtered {
+			t.Errorf("got %q", got)
+		}
+	}
+	if cached, err := os.ReadDir(filepath.Join(r.cfg.ExecRoot, "seccomp")); err != nil || len(cached) == 0 {
+		t.Errorf("nothing is cached: %v", err)
+	}
+	id := r.run([]string{"sleep", "1000"}, nil)
+	if got, _ := r.exec(id, script...); got != filtered {
+		t.Errorf("exec: %q", got)
+	}
+	id = r.run([]string{"grep", "Seccomp:", "/proc/self/status"}, func(q *CreateRequest) { q.Request.HostConfig.SecurityOpt = []string{"seccomp=unconfined"} })
+	r.end(id)
+	if got := r.logs(id); got != "Seccomp:\t0\n" {
+		t.Errorf("unconfined: %q", got)
+	}
+}

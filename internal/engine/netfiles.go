@@ -32,7 +32,7 @@ func (e *Engine) join(ctx context.Context, rec *record) (netns string, err error
 		return "", e.writeNetFiles(*rec, false)
 	}
 	req := network.SandboxRequest{
-		ContainerID: rec.ID, ContainerName: rec.Name, Hostname: rec.Config.Hostname, Dir: e.dir(rec.ID),
+		ContainerID: rec.ID, ContainerName: rec.Name, Plain: !rec.Swarm, Hostname: rec.Config.Hostname, Dir: e.dir(rec.ID),
 		Ports: publish(*rec), DNS: hc.DNS, DNSSearch: hc.DNSSearch, DNSOptions: hc.DNSOptions, ExtraHosts: hc.ExtraHosts,
 	}
 	for i, ep := range rec.Endpoints {

@@ -31,7 +31,8 @@ type Config struct {
 	Dir       string // one directory a shim is made below it; short, it holds sockets
 	Program   string
 	Namespace string
-	Places    int // containers a shim
+	Places    int      // containers a shim
+	Env       []string // for the shim and the runc it calls, beside the daemon's own
 	Log       *slog.Logger
 }
 
@@ -246,6 +247,7 @@ func (p *Pool) run(ctx context.Context, name, dir string) (*Shim, error) {
 	cmd := exec.Command(p.cfg.Program, "-namespace", p.cfg.Namespace)
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env = append(os.Environ(), p.cfg.Env...)
 	cmd.ExtraFiles = []*os.File{sock}
 	// Of a session of its own: the daemon's terminal and its end are not the shim's.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
