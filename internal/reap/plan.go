@@ -148,16 +148,21 @@ func (p *planner) remaining(pl cluster.Place) (n int) {
 }
 
 // limit is how many tasks of a place are kept; negative: all. With a limit of
-// attempts at least one more, for they are counted from the history.
+// attempts it is one more, for they are counted from the history; and while an
+// update is under way it is not low, for failures are seen there too.
 func (p *planner) limit(s *cluster.Service) int {
 	if r := cluster.RestartOf(s.Spec); r.MaxAttempts > 0 {
 		return r.MaxAttempts + 1
 	}
-	c := p.v.Cluster()
-	if c == nil || c.Spec == nil || c.Spec.Orchestration.TaskHistoryRetentionLimit == nil {
-		return defaultHistory
+	limit := defaultHistory
+	if c := p.v.Cluster(); c != nil && c.Spec != nil && c.Spec.Orchestration.TaskHistoryRetentionLimit != nil {
+		limit = int(*c.Spec.Orchestration.TaskHistoryRetentionLimit)
 	}
-	return int(*c.Spec.Orchestration.TaskHistoryRetentionLimit)
+	if u := s.Update; limit >= 0 && u != nil &&
+		(u.State == swarm.UpdateStateUpdating || u.State == swarm.UpdateStateRollbackStarted) {
+		limit = max(limit, defaultHistory)
+	}
+	return limit
 }
 
 // network removes a network that users removed, when no task is left in it.

@@ -309,3 +309,18 @@ func TestPlacesThatAreFinishedAreUpdated(t *testing.T) {
 		})
 	})
 }
+
+func TestFailuresAreSeenWithoutAHistory(t *testing.T) {
+	in(t, 3, func(s *Swarm, nodes []string) {
+		c := *s.View().Cluster()
+		c.Spec = &swarm.Spec{Orchestration: swarm.OrchestrationConfig{TaskHistoryRetentionLimit: ptr(int64(0))}}
+		s.Must(store.PutCluster(&c))
+		web := updated(s, 3, nil)
+		s.Update(web, image("reject"))
+		s.Until(10*time.Second, "paused", func(v store.View) bool { return updateState(v, web) == swarm.UpdateStatePaused })
+		s.Update(web, image("ok v3"))
+		s.Until(time.Minute, "completed, and no history left", func(v store.View) bool {
+			return updateState(v, web) == swarm.UpdateStateCompleted && made(v, web) == 3
+		})
+	})
+}
