@@ -311,7 +311,7 @@ func everything(t testing.TB) *log {
 		CreateSecret(&cluster.Secret{ID: "sec", Spec: &swarm.SecretSpec{Annotations: swarm.Annotations{Name: "s"}, Data: []byte("x")}}),
 		CreateConfig(&cluster.Config{ID: "cfg", Spec: &swarm.ConfigSpec{Annotations: swarm.Annotations{Name: "c"}, Data: []byte("x")}}),
 		CreateService(service("s1", "web", "a")))
-	l.do(CreateTask(task(cluster.NewID(), "s1", 1, 1)), CreateTask(&cluster.Task{ID: "att", Attach: &cluster.Attach{NetworkID: "net1", ContainerID: "abc", Wanted: netip.MustParseAddr("10.0.0.9")}}))
+	l.do(CreateTask(task(cluster.NewID(), "s1", 1, 1)), CreateTask(&cluster.Task{ID: "att", Attach: &cluster.Attach{NetworkID: "net1", ContainerID: "abc", Wanted: netip.MustParseAddr("10.0.0.9"), Names: []string{"plain"}}}))
 	s := *l.View().Service("s1")
 	s.Previous, s.Spec = s.Spec, serviceSpec("web", "b")
 	s.VIPs = []cluster.VIP{{NetworkID: "net1"}, {NetworkID: "net2", Addr: netip.MustParseAddr("10.0.0.2")}}

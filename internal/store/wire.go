@@ -45,6 +45,7 @@ type wireAttach struct {
 	Network   packedID
 	Container packedHex
 	Wanted    []byte
+	Names     []string
 }
 
 type wireStatus struct {
@@ -81,7 +82,7 @@ func wireTaskOf(t *cluster.Task) *wireTask {
 		w.Networks = append(w.Networks, wireNet{Network: packedID(n.NetworkID), Addr: addrBytes(n.Addr), Aliases: n.Aliases})
 	}
 	if a := t.Attach; a != nil {
-		w.Attach = &wireAttach{Network: packedID(a.NetworkID), Container: packedHex(a.ContainerID), Wanted: addrBytes(a.Wanted)}
+		w.Attach = &wireAttach{Network: packedID(a.NetworkID), Container: packedHex(a.ContainerID), Wanted: addrBytes(a.Wanted), Names: a.Names}
 	}
 	return w
 }
@@ -110,7 +111,7 @@ func (w *wireTask) task(id string) (*cluster.Task, error) {
 		if err != nil {
 			return nil, err
 		}
-		t.Attach = &cluster.Attach{NetworkID: string(a.Network), ContainerID: string(a.Container), Wanted: addr}
+		t.Attach = &cluster.Attach{NetworkID: string(a.Network), ContainerID: string(a.Container), Wanted: addr, Names: a.Names}
 	}
 	if w.Status != nil {
 		t.Status = w.Status.status()
