@@ -112,7 +112,7 @@ func (t taskLogs) Logs(ctx context.Context, service, task string, opts engine.Lo
 	if err != nil {
 		return err
 	}
-	r := servicelogs.Reader{Control: c, Nodes: opener{t.node}}
+	r := servicelogs.Reader{Control: c, Nodes: opener(t)}
 	return r.Logs(ctx, service, task, opts, head, yield)
 }
 

@@ -3,6 +3,7 @@ package swarmevents
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,10 +37,10 @@ func TestTheLifeOfAService(t *testing.T) {
 			synctest.Wait()
 		}
 		var got []events.Message
-		manager := false
+		var manager atomic.Bool
 		w := &Watcher{
 			State: func() (*store.Store, error) {
-				if !manager {
+				if !manager.Load() {
 					return nil, errors.New("no manager")
 				}
 				return st, nil
@@ -55,7 +56,7 @@ func TestTheLifeOfAService(t *testing.T) {
 		time.Sleep(lookAgain * 3 / 2)
 		apply(store.CreateNode(&cluster.Node{ID: "n0", Spec: &swarm.NodeSpec{Availability: "active", Role: "worker"}, Description: &swarm.NodeDescription{Hostname: "host"}}))
 		time.Sleep(lookAgain) // the node is there before this one is a manager
-		manager = true
+		manager.Store(true)
 		apply(store.CreateService(&cluster.Service{ID: "q0", Spec: &swarm.ServiceSpec{Annotations: swarm.Annotations{Name: "quick"}}}))
 		time.Sleep(2 * lookAgain)
 		synctest.Wait()
