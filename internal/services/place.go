@@ -79,6 +79,14 @@ func (s *servicePlan) replace(pl cluster.Place, good, gone []*cluster.Task, verd
 	if !s.allocated() {
 		return // nothing may be created yet, and stopping alone would lose the reason
 	}
+	// One that failed while it waited for its restart delay has not used it up.
+	for _, t := range gone {
+		if verdicts[t] == ended && t.Desired == cluster.StateReady && t.NotBefore.After(s.now) &&
+			s.policy(t).Again(t, pl.Tasks) {
+			s.again = pass.Sooner(s.again, t.NotBefore)
+			return
+		}
+	}
 	var group []store.Change
 	again, delay := false, time.Duration(0)
 	for _, t := range gone {

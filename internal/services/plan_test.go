@@ -319,3 +319,25 @@ func TestAModeThatChangesLeavesNothingBehind(t *testing.T) {
 	g.pass()
 	g.want("t0001 1 remove new", "t0002 2 remove new", "t0003 a running new")
 }
+
+// A task that fails while it waits for its delay has not used the delay up: a
+// service whose image is missing must not make a task at every pass.
+func TestDelayHoldsTasksThatFailBeforeTheyStart(t *testing.T) {
+	g := newStage(t, replicas(1), "a")
+	g.pass()
+	g.run("t0001", "a")
+	g.end("t0001", cluster.StateFailed)
+	g.pass()
+	prepared := *g.s.View().Task("t0002")
+	prepared.NodeID = "a"
+	g.apply(store.UpdateTask(&prepared))
+	g.end("t0002", cluster.StateRejected)
+	again := g.pass()
+	g.want("t0001 1 shutdown failed", "t0002 1 ready rejected")
+	g.now = g.s.View().Task("t0002").NotBefore
+	if !again.Equal(g.now) {
+		t.Errorf("it looks again at %v, want %v", again, g.now)
+	}
+	g.pass()
+	g.want("t0001 1 shutdown failed", "t0002 1 shutdown rejected", "t0003 1 ready new")
+}
