@@ -17,6 +17,7 @@ if [ "${1:-}" = test ]; then
 	want busybox-static busybox
 	want docker.io docker
 	want binutils readelf
+	want docker-registry docker-registry
 	want curl curl
 	want git git
 fi
