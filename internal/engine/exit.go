@@ -149,9 +149,9 @@ func (e *Engine) forceDelete(ctx context.Context, rec record) {
 // removeCgroup removes the empty cgroups of a container that runc knows nothing
 // of any more, as after a power cut.
 func (e *Engine) removeCgroup(rec record) {
-	dirs := []string{filepath.Join("/sys/fs/cgroup", e.cgroup(rec))}
+	dirs := []string{filepath.Join(e.host.cgroups, e.cgroup(rec))}
 	if !e.host.unified {
-		dirs, _ = filepath.Glob(filepath.Join("/sys/fs/cgroup/*", e.cgroup(rec)))
+		dirs, _ = filepath.Glob(filepath.Join(e.host.cgroups, "*", e.cgroup(rec)))
 	}
 	for _, dir := range dirs {
 		_ = os.Remove(dir) // one in use is not ours to remove

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -230,14 +228,9 @@ func (l *limited) String() string {
 // oomKilled reports whether the kernel killed something of a container for want
 // of memory. The cgroup has to exist still.
 func (e *Engine) oomKilled(rec record) bool {
-	dir := "/sys/fs/cgroup/memory"
 	file := "memory.oom_control"
 	if e.host.unified {
-		dir, file = "/sys/fs/cgroup", "memory.events"
+		file = "memory.events"
 	}
-	data, err := os.ReadFile(filepath.Join(dir, e.cgroup(rec), file))
-	if err != nil {
-		return false
-	}
-	return cgroupValue(data, "oom_kill") > 0
+	return cgroupValue(e.cgroupFile(rec, "memory", file), "oom_kill") > 0
 }

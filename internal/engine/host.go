@@ -17,7 +17,8 @@ import (
 // container asks beyond it is cut down to it, with a notice, since runc fails on
 // what it cannot set.
 type host struct {
-	unified  bool // cgroup v2 alone
+	cgroups  string // where the hierarchies are mounted
+	unified  bool   // cgroup v2 alone
 	caps     map[string]bool
 	nofile   uint64
 	oomAdj   int
@@ -27,9 +28,9 @@ type host struct {
 }
 
 func readHost(log *slog.Logger) host {
-	h := host{caps: map[string]bool{}, cpus: goruntime.NumCPU()}
+	h := host{cgroups: "/sys/fs/cgroup", caps: map[string]bool{}, cpus: goruntime.NumCPU()}
 	var st unix.Statfs_t
-	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
+	if err := unix.Statfs(h.cgroups, &st); err == nil {
 		h.unified = st.Type == unix.CGROUP2_SUPER_MAGIC
 	}
 	caps, err := boundingSet()

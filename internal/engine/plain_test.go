@@ -3,6 +3,8 @@ package engine
 import (
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -227,5 +229,42 @@ func TestTop(t *testing.T) {
 	}
 	if _, err := topOf("A B\n", nil); err == nil {
 		t.Error("no PID column is no error")
+	}
+}
+
+// TestUnified reads a made-up cgroup v2 tree: these machines have none.
+func TestUnified(t *testing.T) {
+	root := t.TempDir()
+	e := &Engine{cfg: Config{CgroupParent: "/skep"}, host: host{cgroups: root, unified: true}}
+	rec := record{ID: "c1", HostConfig: &container.HostConfig{}}
+	dir := filepath.Join(root, "skep", "c1")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"cpu.stat":       "usage_usec 5000\nuser_usec 3000\nsystem_usec 2000\nnr_periods 10\nnr_throttled 4\nthrottled_usec 70\n",
+		"memory.current": "4096\n", "memory.max": "max\n", "memory.stat": "anon 1000\nfile 96\n", "memory.events": "low 0\noom 1\noom_kill 1\n",
+		"pids.current": "3\n", "pids.max": "max\n", "io.stat": "8:0 rbytes=100 wbytes=200 rios=1 wios=2\n8:16\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got container.StatsResponse
+	e.statsV2(rec, &got)
+	var want container.StatsResponse
+	want.CPUStats.CPUUsage = container.CPUUsage{TotalUsage: 5e6, UsageInUsermode: 3e6, UsageInKernelmode: 2e6}
+	want.CPUStats.ThrottlingData = container.ThrottlingData{Periods: 10, ThrottledPeriods: 4, ThrottledTime: 70e3}
+	want.MemoryStats = container.MemoryStats{Usage: 4096, Stats: map[string]uint64{"anon": 1000, "file": 96}}
+	want.PidsStats = container.PidsStats{Current: 3}
+	want.BlkioStats.IoServiceBytesRecursive = []container.BlkioStatEntry{{Major: 8, Op: "read", Value: 100}, {Major: 8, Op: "write", Value: 200}}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if !e.oomKilled(rec) || !e.host.countsSwap() {
+		t.Error("no OOM kill, or swap not counted")
+	}
+	if e.oomKilled(record{ID: "c2", HostConfig: rec.HostConfig}) {
+		t.Error("an OOM kill where there is no cgroup")
 	}
 }

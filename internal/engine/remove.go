@@ -46,9 +46,9 @@ func (e *Engine) killForRemoval(ctx context.Context, c *ctr) error {
 	if !rec.State.running() || r == nil {
 		return nil
 	}
-	if err := e.update(c, func(r *record) { r.State.UserStop = true }); err != nil {
-		return err
-	}
+	c.mu.Lock()
+	c.rec.State.UserStop = true // in memory alone: the record is to go
+	c.mu.Unlock()
 	if rec.State.Status == container.StatePaused {
 		if err := e.thaw(e.whole(ctx), c); err != nil {
 			return err
@@ -79,11 +79,10 @@ func (e *Engine) remove(ctx context.Context, c *ctr, opts RemoveOptions) error {
 	}
 	c.dropRestart()
 	e.awaitEnd(c)
-	// From here on it holds nothing: not its volumes either.
-	if err := e.update(c, func(r *record) { r.State.Status = container.StateRemoving }); err != nil {
-		return wrap(c.id, err)
-	}
-	rec = c.view()
+	c.mu.Lock()
+	c.rec.State.Status = container.StateRemoving // it holds nothing any more: not its volumes either
+	rec = c.rec
+	c.mu.Unlock()
 	if err := e.unbuild(ctx, rec, opts.Volumes || rec.HostConfig.AutoRemove); err != nil {
 		_ = e.update(c, func(r *record) { r.State.Status, r.State.Error = container.StateDead, err.Error() })
 		return wrap(c.id, err)

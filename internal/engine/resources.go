@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"strconv"
 
@@ -79,12 +80,12 @@ func (e *Engine) memoryLimits(r container.Resources) *specs.LinuxMemory {
 	if r.Memory > 0 {
 		m.Limit = &r.Memory
 		if r.MemorySwap == 0 {
-			if swap := 2 * r.Memory; swapIsCounted(e.host.unified) {
+			if swap := 2 * r.Memory; e.host.countsSwap() {
 				m.Swap = &swap // as much swap again, as Docker does
 			}
 		}
 	}
-	if r.MemorySwap != 0 && swapIsCounted(e.host.unified) {
+	if r.MemorySwap != 0 && e.host.countsSwap() {
 		m.Swap = &r.MemorySwap
 	}
 	if r.MemoryReservation > 0 {
@@ -98,12 +99,9 @@ func (e *Engine) memoryLimits(r container.Resources) *specs.LinuxMemory {
 	return &m
 }
 
-// swapIsCounted reports whether this kernel can limit swap by cgroup.
-func swapIsCounted(unified bool) bool {
-	if unified {
-		return true
-	}
-	return unix.Access("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes", unix.F_OK) == nil
+// countsSwap reports whether this kernel can limit swap by cgroup.
+func (h host) countsSwap() bool {
+	return h.unified || unix.Access(filepath.Join(h.cgroups, "memory/memory.memsw.limit_in_bytes"), unix.F_OK) == nil
 }
 
 func pidsLimit(r container.Resources) *specs.LinuxPids {

@@ -48,7 +48,7 @@ func (e *Engine) Stats(ctx context.Context, ref string) (container.StatsResponse
 
 // cgroupFile reads a file of a container's cgroup; what is not there is empty.
 func (e *Engine) cgroupFile(rec record, controller, name string) []byte {
-	root := "/sys/fs/cgroup"
+	root := e.host.cgroups
 	if !e.host.unified {
 		root = filepath.Join(root, controller)
 	}
