@@ -143,6 +143,9 @@ func (c chooser) choose(listen, advertise, data string, detected netip.Addr) (ad
 	if out.Advertise, err = c.advertised(advertise, out.Listen, detected); err != nil {
 		return out, err
 	}
+	if out.Listen.Addr() == netip.IPv4Unspecified() && out.Advertise.Addr().Is6() {
+		out.Listen = netip.AddrPortFrom(netip.IPv6Unspecified(), out.Listen.Port()) // which is both
+	}
 	out.Data = out.Advertise.Addr()
 	if data != "" {
 		out.Data, err = c.named(data, "data path", errBadDataPath)

@@ -50,7 +50,7 @@ func TestChooseAddresses(t *testing.T) {
 	}{
 		{name: "one address", host: solo, want: "0.0.0.0:2377 10.99.0.15:2377 10.99.0.15"},
 		{name: "the command line's default", host: solo, listen: "0.0.0.0:2377", want: "0.0.0.0:2377 10.99.0.15:2377 10.99.0.15"},
-		{name: "IPv6 only", host: six, want: "0.0.0.0:2377 [fd00::5]:2377 fd00::5"},
+		{name: "IPv6 only", host: six, want: "[::]:2377 [fd00::5]:2377 fd00::5"},
 		{name: "two interfaces", host: two,
 			err: "could not choose an IP address to advertise since this system has multiple addresses on different interfaces (10.99.0.15 on eth0 and 10.98.0.15 on eth1)"},
 		{name: "two addresses", host: twice,

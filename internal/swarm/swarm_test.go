@@ -148,13 +148,15 @@ func (f *five) known() {
 	if err := f.w1.tryJoin(m1, m1.token(worker)); err != errAlready {
 		f.t.Errorf("join again: %v", err)
 	}
-	info := m2.Info(f.t.Context())
-	if info.LocalNodeState != api.LocalNodeStateActive || !info.ControlAvailable || info.Nodes != 5 || info.Managers != 3 || len(info.RemoteManagers) != 3 || info.NodeAddr != m2.ip {
-		f.t.Errorf("info of a manager: %+v", info)
-	}
-	if info := f.w1.Info(f.t.Context()); info.ControlAvailable || len(info.RemoteManagers) != 3 || info.Error != "" {
-		f.t.Errorf("info of a worker: %+v", info)
-	}
+	eventually(f.t, 5*time.Second, "info of a manager", func() (bool, any) {
+		info := m2.Info(f.t.Context())
+		return info.LocalNodeState == api.LocalNodeStateActive && info.ControlAvailable && info.Nodes == 5 && info.Managers == 3 &&
+			len(info.RemoteManagers) == 3 && info.NodeAddr == m2.ip && info.Error == "", info
+	})
+	eventually(f.t, 5*time.Second, "info of a worker", func() (bool, any) {
+		info := f.w1.Info(f.t.Context())
+		return !info.ControlAvailable && len(info.RemoteManagers) == 3 && info.Error == "" && info.Nodes == 0, info
+	})
 }
 
 // serviceRuns has every node run a task.
