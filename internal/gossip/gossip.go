@@ -46,8 +46,6 @@ type Config struct {
 	Addr netip.Addr
 	// Port is Port but in tests.
 	Port uint16
-	// Key encrypts and authenticates all of it; 32 bytes.
-	Key []byte
 	// Peers returns addresses of nodes to gossip with: the managers'.
 	Peers func() []netip.Addr
 	// Transport stands in for the network; nil for the real one.
@@ -66,14 +64,11 @@ type Gossip struct {
 }
 
 // New returns a node's part in the gossip.
-func New(cfg Config) (*Gossip, error) {
-	if len(cfg.Key) != 32 {
-		return nil, cluster.Invalidf("gossip: a key has 32 bytes, not %d", len(cfg.Key))
-	}
+func New(cfg Config) *Gossip {
 	if cfg.Port == 0 {
 		cfg.Port = Port
 	}
-	return &Gossip{cfg: cfg, alive: map[string]bool{}, dead: map[string]bool{}, watchers: map[chan struct{}]bool{}}, nil
+	return &Gossip{cfg: cfg, alive: map[string]bool{}, dead: map[string]bool{}, watchers: map[chan struct{}]bool{}}
 }
 
 // Dead returns the nodes that were seen once and do not answer any more.
@@ -128,9 +123,13 @@ func (g *Gossip) set(node string, dead bool) {
 	}
 }
 
-// Run gossips until ctx ends, and then says goodbye.
-func (g *Gossip) Run(ctx context.Context) error {
-	m, err := memberlist.Create(g.config())
+// Run gossips until ctx ends, and then says goodbye. key, of 32 bytes, encrypts
+// and authenticates all of it. What was known of others is kept for the next Run.
+func (g *Gossip) Run(ctx context.Context, key []byte) error {
+	if len(key) != 32 {
+		return cluster.Invalidf("gossip: a key has 32 bytes, not %d", len(key))
+	}
+	m, err := memberlist.Create(g.config(key))
 	if err != nil {
 		return fmt.Errorf("gossip: %w", err)
 	}
@@ -170,13 +169,13 @@ func (g *Gossip) join(m *memberlist.Memberlist) {
 	}
 }
 
-func (g *Gossip) config() *memberlist.Config {
+func (g *Gossip) config(key []byte) *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name = g.cfg.NodeID
 	c.BindAddr, c.AdvertiseAddr = g.cfg.Addr.String(), g.cfg.Addr.String()
 	c.BindPort, c.AdvertisePort = int(g.cfg.Port), int(g.cfg.Port)
 	c.Transport = g.cfg.Transport
-	c.SecretKey = g.cfg.Key
+	c.SecretKey = key
 	c.Events = events{g}
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = probeInterval, probeTimeout, suspicionMult
 	c.TCPTimeout = 2 * time.Second

@@ -12,14 +12,11 @@ import (
 // node runs a node on 127.0.0.x until the returned function is called.
 func node(t *testing.T, id string, addr netip.Addr, key []byte, peers ...netip.Addr) (*Gossip, func()) {
 	t.Helper()
-	g, err := New(Config{NodeID: id, Addr: addr, Port: 17946, Key: key, Log: slog.New(slog.DiscardHandler),
+	g := New(Config{NodeID: id, Addr: addr, Port: 17946, Log: slog.New(slog.DiscardHandler),
 		Peers: func() []netip.Addr { return peers }})
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- g.Run(ctx) }()
+	go func() { done <- g.Run(ctx, key) }()
 	stopped := false
 	stop := func() {
 		if !stopped {
@@ -78,7 +75,7 @@ func TestHostAnswers(t *testing.T) {
 }
 
 func TestKeyLength(t *testing.T) {
-	if _, err := New(Config{Key: []byte("short")}); err == nil {
+	if err := New(Config{}).Run(t.Context(), []byte("short")); err == nil {
 		t.Error("a short key was taken")
 	}
 }
