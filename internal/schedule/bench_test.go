@@ -69,6 +69,7 @@ func BenchmarkPlan(b *testing.B) {
 		{"1k nodes, 1k reserving services of 100", 1000, 1000, 100, reserving},
 		{"1k nodes, 1k spread services of 100", 1000, 1000, 100, spread},
 		{"5k nodes, 1k constrained services of 100", 5000, 1000, 100, constrained},
+		{"10k nodes, 10k services of 100", 10_000, 10_000, 100, nil},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			v := world(b, c.nodes, c.services, c.tasks, c.change).View()
