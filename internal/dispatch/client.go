@@ -400,7 +400,7 @@ func (s *clientSession) send(ctx context.Context, renewed <-chan struct{}) error
 		case u.Ack = <-s.ack:
 		default:
 		}
-		if err := s.post(u); err != nil {
+		if err := s.post(ctx, u); err != nil {
 			return err
 		}
 		select {
@@ -413,13 +413,13 @@ func (s *clientSession) send(ctx context.Context, renewed <-chan struct{}) error
 		case <-s.pace:
 			next.Reset(s.interval())
 		case v := <-s.ack:
-			if err := s.post(&up{Ack: v}); err != nil {
+			if err := s.post(ctx, &up{Ack: v}); err != nil {
 				return err
 			}
 		case <-s.c.check:
 			beat++
 			deadline = time.After(checkTime)
-			if err := s.post(&up{Beat: beat}); err != nil {
+			if err := s.post(ctx, &up{Beat: beat}); err != nil {
 				return err
 			}
 		case <-next.C:
@@ -428,7 +428,7 @@ func (s *clientSession) send(ctx context.Context, renewed <-chan struct{}) error
 				deadline = time.After(answerTime)
 			}
 			next.Reset(s.interval())
-			if err := s.post(&up{Beat: beat}); err != nil {
+			if err := s.post(ctx, &up{Beat: beat}); err != nil {
 				return err
 			}
 		case <-deadline:
@@ -457,14 +457,14 @@ func (s *clientSession) interval() time.Duration {
 	return p - p/10 + rand.N(p/5+1)
 }
 
-func (s *clientSession) post(u *up) error {
+func (s *clientSession) post(ctx context.Context, u *up) error {
 	if u.Ack == 0 && u.Beat == 0 && len(u.Statuses) == 0 {
 		return nil
 	}
 	err := s.stream.SendMsg(u)
 	if errors.Is(err, io.EOF) {
-		// The reason is in RecvMsg, whose goroutine reports it.
-		return fmt.Errorf("the stream has ended: %w", context.Canceled)
+		<-ctx.Done() // why the stream has ended RecvMsg knows, and its goroutine says
+		return ctx.Err()
 	}
 	return fromGRPC(err)
 }
