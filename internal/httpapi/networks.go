@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
 )
@@ -208,6 +209,9 @@ func (s *Server) networkCreate(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		return writeJSON(w, http.StatusCreated, resp)
+	}
+	if m := s.Member.Info(r.Context()); m.LocalNodeState == swarm.LocalNodeStateActive && !m.ControlAvailable {
+		return cluster.Deniedf("Cannot create a multi-host network from a worker node. Please create the network from a manager node.")
 	}
 	id, err := s.control().CreateNetwork(r.Context(), req)
 	if err != nil {

@@ -122,7 +122,7 @@ next:
 				continue next
 			}
 		}
-		return cluster.Invalidf("invalid filter '%s'", key)
+		return cluster.Invalidf("Invalid filter '%s'", key)
 	}
 	return nil
 }

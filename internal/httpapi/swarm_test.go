@@ -159,7 +159,7 @@ func TestSwarmRoutes(t *testing.T) {
 		{"POST", "/v1.41/swarm/update?version=x", `{}`, 400, `{"message":"invalid swarm version 'x': strconv.ParseUint: parsing \"x\": invalid syntax"}`},
 		{"GET", "/v1.41/services?status=true&filters={\"name\":[\"a\"]}", "", 200, "[]"},
 		{"GET", "/v1.40/services?status=true", "", 200, "[]"},
-		{"GET", "/v1.41/services?filters={\"colour\":[\"a\"]}", "", 400, `{"message":"invalid filter 'colour'"}`},
+		{"GET", "/v1.41/services?filters={\"colour\":[\"a\"]}", "", 400, `{"message":"Invalid filter 'colour'"}`},
 		{"POST", "/v1.41/services/create", `{"Name":"api"}`, 201, `{"ID":"s0","Warnings":null}`},
 		{"POST", "/v1.41/services/api/update?version=9&rollback=previous&registryAuthFrom=spec", `{}`, 200, `{"Warnings":null}`},
 		{"POST", "/v1.41/services/api/update?version=1", `{}`, 500, `{"message":"update out of sequence"}`},

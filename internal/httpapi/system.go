@@ -144,7 +144,7 @@ func (s *Server) hostInfo() system.Info {
 		Plugins: system.PluginsInfo{
 			Volume:  []string{"local"},
 			Network: []string{"bridge", "host", "null", "overlay"},
-			Log:     []string{"json-file", "none"},
+			Log:     []string{"json-file", "local"},
 		},
 		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true,
 		CPUShares: true, CPUSet: true, PidsLimit: true,
