@@ -49,7 +49,10 @@ type RootCA struct {
 type Node struct {
 	ID string
 	Meta
-	Spec        *swarm.NodeSpec
+	Spec *swarm.NodeSpec
+	// SpecVersion is the version of the node in which Spec was written; the store
+	// sets it.
+	SpecVersion uint64
 	Description *swarm.NodeDescription
 	// Role is the role the node's certificate gives it; Spec.Role is the wanted one.
 	Role swarm.NodeRole

@@ -112,41 +112,52 @@ func (a *API) UpdateNode(ctx context.Context, ref string, version uint64, spec s
 }
 
 func (a *API) updateNode(ctx context.Context, r updateNode) (none, error) {
-	v := a.Store.View()
+	return none{}, a.edit(ctx, func(v store.View) ([]store.Change, error) {
+		n, err := a.nodeUpdate(v, r)
+		if err != nil {
+			return nil, err
+		}
+		return []store.Change{store.UpdateNode(n)}, nil
+	})
+}
+
+// nodeUpdate returns a node as a user's write makes it. What loops write of a
+// node (its role, its state) makes versions too, but nobody's spec depends on it.
+func (a *API) nodeUpdate(v store.View, r updateNode) (*cluster.Node, error) {
 	old, err := findNode(v, r.Ref)
 	if err != nil {
-		return none{}, err
+		return nil, err
 	}
 	spec := r.Spec
 	if spec.Role == "" {
 		spec.Role = old.Spec.Role
 	}
 	if spec.Role != swarm.NodeRoleManager && spec.Role != swarm.NodeRoleWorker {
-		return none{}, cluster.Invalidf("invalid Role: %q", string(spec.Role))
+		return nil, cluster.Invalidf("invalid Role: %q", string(spec.Role))
 	}
 	if spec.Availability == "" {
 		spec.Availability = old.Spec.Availability
 	}
 	if spec.Availability, err = availability(spec.Availability); err != nil {
-		return none{}, err
+		return nil, err
 	}
 	if err := checkLabels(spec.Labels); err != nil {
-		return none{}, err
+		return nil, err
 	}
 	if len(spec.Name) > 255 {
-		return none{}, invalid("name must be 255 characters or fewer")
+		return nil, invalid("name must be 255 characters or fewer")
 	}
-	if r.Version != old.Version {
-		return none{}, outOfSequence()
+	if r.Version < old.SpecVersion || r.Version > old.Version {
+		return nil, outOfSequence()
 	}
 	if old.Spec.Role == swarm.NodeRoleManager && spec.Role == swarm.NodeRoleWorker {
 		if err := a.checkDemotion(v, old); err != nil {
-			return none{}, err
+			return nil, err
 		}
 	}
 	n := *old
 	n.Spec = &spec
-	return none{}, a.propose(ctx, store.UpdateNode(&n))
+	return &n, nil
 }
 
 func (a *API) checkDemotion(v store.View, n *cluster.Node) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
 	"time"
 
@@ -214,9 +215,16 @@ func (x *tx) putCluster(c *Change) error {
 	return nil
 }
 
-// settleNode keeps the soft state out of the log: a writer that read a node as
+// settleNode numbers the versions of a node's spec and keeps the soft state out of the log: a writer that read a node as
 // UNKNOWN does not log it, and a logged change of state ends a soft one.
 func (x *tx) settleNode(old, n *cluster.Node) error {
+	switch {
+	case n == nil:
+	case old != nil && sameNodeSpec(old.Spec, n.Spec):
+		n.SpecVersion = old.SpecVersion
+	default:
+		n.SpecVersion = x.index
+	}
 	if old == nil {
 		return nil
 	}
@@ -244,6 +252,13 @@ func (x *tx) settleNode(old, n *cluster.Node) error {
 	x.hiddenNodes.put(x.gen, hidden[cluster.NodeStatus]{old.ID, n.Status})
 	n.Status = old.Status
 	return nil
+}
+
+func sameNodeSpec(a, b *swarm.NodeSpec) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Name == b.Name && a.Role == b.Role && a.Availability == b.Availability && maps.Equal(a.Labels, b.Labels)
 }
 
 // settleService numbers the versions of a service's spec and counts who refers
