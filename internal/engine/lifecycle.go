@@ -316,8 +316,10 @@ func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 			return errors.Join(err, e.update(c, func(r *record) { r.Name = old.Name }))
 		}
 		e.free(old.Name, c.id)
-		if err := e.cfg.Networks.Rename(ctx, c.id, name); err != nil {
-			e.log.Warn("the networks still know the container by its old name", "container", old.Name, "err", err)
+		if e.cfg.Networks != nil {
+			if err := e.cfg.Networks.Rename(e.whole(ctx), c.id, name); err != nil {
+				e.log.Warn("the networks still know the container by its old name", "container", old.Name, "err", err)
+			}
 		}
 		e.emit(c.view(), events.ActionRename, map[string]string{"oldName": "/" + old.Name})
 		return nil
