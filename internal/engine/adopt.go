@@ -142,7 +142,7 @@ func (e *Engine) sweepSnapshots(ctx context.Context) error {
 	sn := e.layers.Client.SnapshotService(e.layers.Snapshotter)
 	var stale []string
 	err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if info.Kind == snapshots.KindActive && isContainerID(info.Name) && e.ctrs[info.Name] == nil {
+		if info.Kind == snapshots.KindActive && info.Labels[ownerLabel] == e.cfg.DataRoot && isContainerID(info.Name) && e.ctrs[info.Name] == nil {
 			stale = append(stale, info.Name)
 		}
 		return nil

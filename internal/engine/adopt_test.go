@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/moby/moby/api/types/container"
 )
 
@@ -177,4 +178,29 @@ func TestBurst(t *testing.T) {
 		t.Errorf("%d run, want %d: %v", len(list), n, err)
 	}
 	each(func(id string) error { return r.Remove(t.Context(), id, RemoveOptions{Force: true}) })
+}
+
+// TestSweep: a snapshot of a container whose making was cut off is removed; one
+// of another daemon is not touched.
+func TestSweep(t *testing.T) {
+	r := newRig(t)
+	parent := mustFind(t, r, r.create(nil, nil)).view().ChainID
+	sn := r.store.Client.SnapshotService(r.store.Snapshotter)
+	ctx := r.context(t.Context())
+	ours, theirs := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	for key, owner := range map[string]string{ours: r.cfg.DataRoot, theirs: "/elsewhere"} {
+		_, err := sn.Prepare(ctx, key, parent, snapshots.WithLabels(map[string]string{ownerLabel: owner, "containerd.io/gc.root": "x"}))
+		r.must(err)
+	}
+	r.must(os.MkdirAll(r.runDir(ours)+"/rootfs", 0o755))
+	r.reopen(nil)
+	if _, err := sn.Stat(ctx, ours); err == nil {
+		t.Error("our leftover is still there")
+	}
+	if _, err := sn.Stat(ctx, theirs); err != nil {
+		t.Errorf("another's snapshot: %v", err)
+	}
+	if _, err := os.Stat(r.runDir(ours)); err == nil {
+		t.Error("the leftover's bundle is still there")
+	}
 }

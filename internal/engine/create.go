@@ -217,6 +217,10 @@ func (e *Engine) nameIt(rec *record, want string) error {
 	return e.reserve(rec.Name, rec.ID)
 }
 
+// ownerLabel says on a snapshot whose container it is of: an external containerd
+// may serve several daemons.
+const ownerLabel = "dev.skep.data-root"
+
 // build makes what belongs to a container on disk, or nothing.
 func (e *Engine) build(ctx context.Context, rec *record) (err error) {
 	if err := os.MkdirAll(e.dir(rec.ID), 0o710); err != nil {
@@ -228,7 +232,7 @@ func (e *Engine) build(ctx context.Context, rec *record) (err error) {
 		}
 	}()
 	sn := e.layers.Client.SnapshotService(rec.Snapshot)
-	labels := map[string]string{"containerd.io/gc.root": rec.Created.Format(time.RFC3339)}
+	labels := map[string]string{"containerd.io/gc.root": rec.Created.Format(time.RFC3339), ownerLabel: e.cfg.DataRoot}
 	if _, err := sn.Prepare(ctx, rec.ID, rec.ChainID, snapshots.WithLabels(labels)); err != nil {
 		return fmt.Errorf("snapshot of image %s: %w", rec.ImageName, err)
 	}
