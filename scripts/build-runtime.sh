@@ -36,6 +36,7 @@ build_runc() {
 	cp -R "$dir" "$src"
 	chmod -R u+w "$src"
 	(cd "$src" && GIT_CEILING_DIRECTORIES=$(dirname "$src") git apply "$patch" &&
+		grep -q SKEP_SECCOMP_CACHE libcontainer/seccomp_program_linux.go &&
 		CGO_ENABLED=1 go build -trimpath \
 			-tags 'seccomp urfave_cli_no_docs netgo osusergo' \
 			-ldflags '-s -w -extldflags "-static"' \
