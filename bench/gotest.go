@@ -50,10 +50,10 @@ func scheduler(ctx context.Context, b *bench) error {
 
 var bytesPerTask = regexp.MustCompile(`(\d+) bytes of log a task`)
 
-// logPerTask reads how much the simulated swarm logs for each of 10k published
-// tasks on 1k nodes; it is the same number each time.
+// logPerTask reads how much the simulated swarm logs for each of 10k
+// tasks with an address, on 1k nodes; it is the same number each time.
 func logPerTask(ctx context.Context, b *bench) error {
-	out, err := gotest(ctx, "-v", "-run", "^TestTenThousandTasks$", "./internal/sim")
+	out, err := gotest(ctx, "-v", "-run", "^TestThousandsOfTasks$", "./internal/sim", "-thousands", "10")
 	if err != nil {
 		return err
 	}
