@@ -9,16 +9,18 @@ import (
 )
 
 // diff returns the events that lead from one picture to the next.
-func diff(last, now []kinds) []events.Message {
-	var out []events.Message
-	for i, k := range now {
-		out = append(out, diffKind(k.typ, last[i].list, k.list)...)
-	}
-	return out
+func diff(last, now picture) []events.Message {
+	return slices.Concat(
+		diffKind(events.NodeEventType, last.nodes, now.nodes, nodeObject),
+		diffKind(events.NetworkEventType, last.networks, now.networks, networkObject),
+		diffKind(events.SecretEventType, last.secrets, now.secrets, secretObject),
+		diffKind(events.ConfigEventType, last.configs, now.configs, configObject),
+		diffKind(events.ServiceEventType, last.services, now.services, serviceObject))
 }
 
-// diffKind compares two lists, both sorted by id.
-func diffKind(typ events.Type, last, now []object) []events.Message {
+// diffKind compares two lists, both sorted by id. It describes only what is not
+// the same: it runs after every write of the swarm.
+func diffKind[T any](typ events.Type, last, now []*T, describe func(*T) object) []events.Message {
 	var out []events.Message
 	add := func(action events.Action, o object, attrs map[string]string) {
 		if attrs == nil {
@@ -27,21 +29,30 @@ func diffKind(typ events.Type, last, now []object) []events.Message {
 		attrs["name"] = o.name
 		out = append(out, events.Message{Type: typ, Action: action, Actor: events.Actor{ID: o.id, Attributes: attrs}})
 	}
-	i, j := 0, 0
-	for i < len(last) || j < len(now) {
+	for len(last) > 0 || len(now) > 0 {
+		var was, is object
+		if len(last) > 0 && len(now) > 0 && last[0] == now[0] {
+			last, now = last[1:], now[1:]
+			continue
+		}
+		if len(last) > 0 {
+			was = describe(last[0])
+		}
+		if len(now) > 0 {
+			is = describe(now[0])
+		}
 		switch {
-		case j == len(now) || i < len(last) && last[i].id < now[j].id:
-			add(events.ActionRemove, last[i], nil)
-			i++
-		case i == len(last) || now[j].id < last[i].id:
-			add(events.ActionCreate, now[j], nil)
-			j++
+		case len(now) == 0 || len(last) > 0 && was.id < is.id:
+			add(events.ActionRemove, was, nil)
+			last = last[1:]
+		case len(last) == 0 || is.id < was.id:
+			add(events.ActionCreate, is, nil)
+			now = now[1:]
 		default:
-			if attrs, changed := changes(last[i], now[j]); changed {
-				add(events.ActionUpdate, now[j], attrs)
+			if attrs, changed := changes(was, is); changed {
+				add(events.ActionUpdate, is, attrs)
 			}
-			i++
-			j++
+			last, now = last[1:], now[1:]
 		}
 	}
 	return out

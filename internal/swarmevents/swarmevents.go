@@ -5,7 +5,6 @@ package swarmevents
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
@@ -49,9 +48,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 func (w *Watcher) follow(ctx context.Context, st *store.Store, since time.Time, tick <-chan time.Time) {
 	wake, stop := st.Watch(store.KindService, store.KindNode, store.KindNetwork, store.KindSecret, store.KindConfig)
 	defer stop()
-	last := before(picture(st.View()), since)
+	last := look(st.View()).before(since)
 	for {
-		now := picture(st.View())
+		now := look(st.View())
 		for _, e := range diff(last, now) {
 			w.Publish(e.Type, e.Action, e.Actor)
 		}
@@ -68,14 +67,6 @@ func (w *Watcher) follow(ctx context.Context, st *store.Store, since time.Time, 
 	}
 }
 
-// before leaves out of a picture what was created at since or later.
-func before(p []kinds, since time.Time) []kinds {
-	for i := range p {
-		p[i].list = slices.DeleteFunc(p[i].list, func(o object) bool { return !o.created.Before(since) })
-	}
-	return p
-}
-
 // object is one thing as its events describe it.
 type object struct {
 	id, name string
@@ -87,32 +78,48 @@ type object struct {
 	version any
 }
 
-// kinds are the objects of a swarm, by the type of their events, sorted by id.
-type kinds struct {
-	typ  events.Type
-	list []object
+// picture is what events tell of, as the store lists it: sorted by id. The store
+// never changes an object that it has given out, so that what is the same
+// pointer is the same thing.
+type picture struct {
+	nodes    []*cluster.Node
+	networks []*cluster.Network
+	secrets  []*cluster.Secret
+	configs  []*cluster.Config
+	services []*cluster.Service
 }
 
-// picture is the swarm as events see it.
-func picture(v store.View) []kinds {
-	all := []kinds{{typ: events.NodeEventType}, {typ: events.NetworkEventType}, {typ: events.SecretEventType},
-		{typ: events.ConfigEventType}, {typ: events.ServiceEventType}}
-	for _, n := range v.Nodes() {
-		all[0].list = append(all[0].list, nodeObject(n))
+func look(v store.View) picture {
+	return picture{v.Nodes(), v.Networks(), v.Secrets(), v.Configs(), v.Services()}
+}
+
+// before leaves out of a picture what was created at since or later.
+func (p picture) before(since time.Time) picture {
+	return picture{
+		older(p.nodes, since, nodeObject), older(p.networks, since, networkObject), older(p.secrets, since, secretObject),
+		older(p.configs, since, configObject), older(p.services, since, serviceObject),
 	}
-	for _, n := range v.Networks() {
-		all[1].list = append(all[1].list, object{id: n.ID, name: n.Spec.Name, created: n.CreatedAt})
+}
+
+func older[T any](list []*T, since time.Time, describe func(*T) object) (out []*T) {
+	for _, o := range list {
+		if describe(o).created.Before(since) {
+			out = append(out, o)
+		}
 	}
-	for _, s := range v.Secrets() {
-		all[2].list = append(all[2].list, object{id: s.ID, name: s.Spec.Name, created: s.CreatedAt, version: s.Spec})
-	}
-	for _, c := range v.Configs() {
-		all[3].list = append(all[3].list, object{id: c.ID, name: c.Spec.Name, created: c.CreatedAt, version: c.Spec})
-	}
-	for _, s := range v.Services() {
-		all[4].list = append(all[4].list, serviceObject(s))
-	}
-	return all
+	return out
+}
+
+func networkObject(n *cluster.Network) object {
+	return object{id: n.ID, name: n.Spec.Name, created: n.CreatedAt}
+}
+
+func secretObject(s *cluster.Secret) object {
+	return object{id: s.ID, name: s.Spec.Name, created: s.CreatedAt, version: s.Spec}
+}
+
+func configObject(c *cluster.Config) object {
+	return object{id: c.ID, name: c.Spec.Name, created: c.CreatedAt, version: c.Spec}
 }
 
 func nodeObject(n *cluster.Node) object {
