@@ -75,11 +75,10 @@ func serviceAPI(v store.View, s *cluster.Service, defaults bool) swarm.Service {
 			out.Endpoint.Spec = *s.Spec.EndpointSpec
 		}
 		for _, vip := range s.VIPs {
-			e := swarm.EndpointVirtualIP{NetworkID: vip.NetworkID}
-			if vip.Addr.IsValid() {
-				e.Addr = inSubnet(v.Network(vip.NetworkID), vip.Addr)
+			if vip.Addr.IsValid() { // dnsrr has none
+				e := swarm.EndpointVirtualIP{NetworkID: vip.NetworkID, Addr: inSubnet(v.Network(vip.NetworkID), vip.Addr)}
+				out.Endpoint.VirtualIPs = append(out.Endpoint.VirtualIPs, e)
 			}
-			out.Endpoint.VirtualIPs = append(out.Endpoint.VirtualIPs, e)
 		}
 	}
 	if s.Spec.Mode.ReplicatedJob != nil || s.Spec.Mode.GlobalJob != nil {
