@@ -27,6 +27,7 @@ func (e *Engine) validate(rec *record, req CreateRequest) (warnings []string, er
 	hc := rec.HostConfig
 	checks := []func() error{
 		func() error { return validateProcess(rec.Config) },
+		func() error { return validateBounds(rec.Config, hc) },
 		func() error { return e.validatePolicies(hc) },
 		func() error { return e.validateResources(&hc.Resources) },
 		func() error { return e.validateModes(hc) },
