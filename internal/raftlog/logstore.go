@@ -5,11 +5,29 @@ import (
 	"fmt"
 
 	"github.com/hashicorp/raft"
+	"github.com/hashicorp/raft-wal/fs"
+	"github.com/hashicorp/raft-wal/segment"
+	"github.com/hashicorp/raft-wal/types"
 )
 
 // segmentSize is the log's file size. The log is cut after each snapshot to a
 // few hundred entries, so a manager seldom has more than two.
 const segmentSize = 8 << 20
+
+// segments are the WAL's files. When entries at its end are dropped the WAL closes
+// the last file, but writes no index into it (hashicorp/raft-wal issue 31; the
+// release that does needs a go-metrics older than raft's), and cannot read it
+// after a restart. Such a file is read through, as the last one is.
+type segments struct{ types.SegmentFiler }
+
+func newSegments(dir string) segments { return segments{segment.NewFiler(dir, fs.New())} }
+
+func (s segments) Open(info types.SegmentInfo) (types.SegmentReader, error) {
+	if info.IndexStart == 0 {
+		return s.RecoverTail(info)
+	}
+	return s.SegmentFiler.Open(info)
+}
 
 // sealedLog is a log store whose entries are sealed. An entry is bound to its
 // place: one that is moved does not open.

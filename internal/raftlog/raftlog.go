@@ -114,7 +114,7 @@ func (l *Log) open() error {
 	}
 	logger := hclogTo(l.cfg.Log)
 	var err error
-	if l.wal, err = wal.Open(walDir, wal.WithSegmentSize(segmentSize), wal.WithLogger(logger), wal.WithMetaStore(l.meta)); err != nil {
+	if l.wal, err = wal.Open(walDir, wal.WithSegmentSize(segmentSize), wal.WithLogger(logger), wal.WithMetaStore(l.meta), wal.WithSegmentFiler(newSegments(walDir))); err != nil {
 		return err
 	}
 	if l.snaps, err = openSnapshots(filepath.Join(l.cfg.Dir, "snapshots"), l.cfg.Keys, int(l.cfg.Limits.KeepOld)); err != nil {
