@@ -5,6 +5,7 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/skep-dev/skep/internal/version.Version=$(VERSION) -X github.com/skep-dev/skep/internal/version.Commit=$(COMMIT)
+IMAGES  ?= nginx busybox redis-7.0 redis-8.0
 FLEET   ?= /var/lib/skep-machines
 
 .PHONY: help
@@ -45,7 +46,7 @@ test: build ## Everything: check, engine and network on real parts, several host
 .PHONY: images
 images: ## Build the images of real software that the tests use
 	@scripts/deps.sh test
-	@images/build.sh nginx busybox
+	@images/build.sh $(IMAGES)
 
 .PHONY: bench
 bench: ## List the measurements; make bench NAME=scheduler runs one

@@ -20,7 +20,7 @@ done
 before=$(inventory | sort)
 
 scripts/check.sh
-images/build.sh nginx busybox
+make --no-print-directory images
 go test -p 1 -count=1 -timeout 20m ./cmd/... ./internal/{engine,runtime,image,network,volume,machine,daemon,whoami,httpapi,cli}/...
 go test -p 1 -count=1 -timeout 40m ./test/...
 
