@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"math"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/distribution/reference"
@@ -325,6 +327,9 @@ func validateContainer(c *swarm.ContainerSpec) error {
 	if _, err := reference.ParseNormalizedNamed(c.Image); err != nil {
 		return invalid("ContainerSpec: %q is not a valid repository/tag", c.Image)
 	}
+	if err := validateWords(c); err != nil {
+		return err
+	}
 	targets := map[string]bool{}
 	for _, m := range c.Mounts {
 		if targets[m.Target] {
@@ -339,6 +344,39 @@ func validateContainer(c *swarm.ContainerSpec) error {
 	}
 	return validateHealth(c.Healthcheck)
 }
+
+// validateWords refuses what no container can be given. Docker's managers let it
+// pass, and every node the task then tries fails.
+func validateWords(c *swarm.ContainerSpec) error {
+	for _, u := range c.Ulimits {
+		if u == nil || u.Name == "" {
+			return invalid("ContainerSpec: malformed ulimit")
+		}
+	}
+	if i := strings.IndexFunc(c.Hostname, unicode.IsControl); i >= 0 {
+		return invalid("ContainerSpec: the hostname %q holds a control character", c.Hostname)
+	}
+	words := []string{c.Dir, c.User, c.StopSignal}
+	for _, m := range c.Mounts {
+		words = append(words, m.Source, m.Target)
+	}
+	if slices.ContainsFunc(slices.Concat(words, c.Command, c.Args, c.Env, c.Groups, c.Hosts, c.CapabilityAdd, c.CapabilityDrop), hasNUL) {
+		return invalid("ContainerSpec: no word of a command, variable, path, user or group may hold a zero byte")
+	}
+	p := c.Privileges
+	if p == nil {
+		return nil
+	}
+	if s := p.Seccomp; s != nil && !slices.Contains([]swarm.SeccompMode{"", swarm.SeccompModeDefault, swarm.SeccompModeCustom, swarm.SeccompModeUnconfined}, s.Mode) {
+		return invalid("ContainerSpec: unknown seccomp mode %q", s.Mode)
+	}
+	if a := p.AppArmor; a != nil && !slices.Contains([]swarm.AppArmorMode{"", swarm.AppArmorModeDefault, swarm.AppArmorModeDisabled}, a.Mode) {
+		return invalid("ContainerSpec: unknown AppArmor mode %q", a.Mode)
+	}
+	return nil
+}
+
+func hasNUL(s string) bool { return strings.IndexByte(s, 0) >= 0 }
 
 func validateHealth(h *container.HealthConfig) error {
 	if h == nil {
