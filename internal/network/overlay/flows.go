@@ -13,7 +13,7 @@ import (
 // Numbers of the kernel's conntrack netlink, which x/sys lacks; see
 // linux/netfilter/nfnetlink_conntrack.h and nf_conntrack_common.h.
 const (
-	ctNew    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0
+	ctNew    = unix.NFNL_SUBSYS_CTNETLINK << 8
 	ctGet    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
 	ctDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2
 
