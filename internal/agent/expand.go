@@ -3,10 +3,12 @@ package agent
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"text/template"
+	"text/template/parse"
 
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
@@ -46,8 +48,72 @@ var templateFuncs = template.FuncMap{
 		if len(s) == 0 {
 			return "", cluster.Invalidf("join needs a separator")
 		}
-		return strings.Join(s[1:], s[0]), nil
+		return bounded(strings.Join(s[1:], s[0]))
 	},
+	// The language's own, which a few bytes could have make gigabytes.
+	"print":   func(args ...any) (string, error) { return bounded(fmt.Sprint(args...)) },
+	"println": func(args ...any) (string, error) { return bounded(fmt.Sprintln(args...)) },
+	"printf": func(format string, args ...any) (string, error) {
+		if len(format) > 4096 || wideVerb.MatchString(format) {
+			return "", cluster.Invalidf("printf's format is too long, too wide or counts its arguments")
+		}
+		return bounded(fmt.Sprintf(format, args...))
+	},
+	"html":     func(args ...any) (string, error) { return bounded(template.HTMLEscaper(args...)) },
+	"js":       func(args ...any) (string, error) { return bounded(template.JSEscaper(args...)) },
+	"urlquery": func(args ...any) (string, error) { return bounded(template.URLQueryEscaper(args...)) },
+}
+
+// wideVerb finds widths and precisions of more than three digits, those taken
+// from arguments, and arguments used again.
+var wideVerb = regexp.MustCompile(`[0-9]{4}|[*]|\[`)
+
+func bounded(s string) (string, error) {
+	if len(s) > maxExpansion/16 {
+		return "", cluster.Invalidf("a template's value is longer than %d bytes", maxExpansion/16)
+	}
+	return s, nil
+}
+
+// checkTemplate refuses what could go on without end: loops in loops or over
+// anything but a field, and templates that call templates.
+func checkTemplate(t *template.Template) error {
+	if len(t.Templates()) > 1 {
+		return cluster.Invalidf("a template may not define others")
+	}
+	if t.Tree == nil {
+		return nil
+	}
+	return checkNode(t.Tree.Root, false)
+}
+
+func checkNode(n parse.Node, looped bool) error {
+	branch := func(b *parse.BranchNode, looped bool) error {
+		if err := checkNode(b.List, looped); err != nil || b.ElseList == nil {
+			return err
+		}
+		return checkNode(b.ElseList, looped)
+	}
+	switch n := n.(type) {
+	case *parse.ListNode:
+		for _, child := range n.Nodes {
+			if err := checkNode(child, looped); err != nil {
+				return err
+			}
+		}
+	case *parse.IfNode:
+		return branch(&n.BranchNode, looped)
+	case *parse.WithNode:
+		return branch(&n.BranchNode, looped)
+	case *parse.TemplateNode:
+		return cluster.Invalidf("a template may not call another")
+	case *parse.RangeNode:
+		if looped || len(n.Pipe.Cmds) != 1 || len(n.Pipe.Cmds[0].Args) != 1 || n.Pipe.Cmds[0].Args[0].Type() != parse.NodeField {
+			return cluster.Invalidf("a template may range over a field only, and not within another range")
+		}
+		return branch(&n.BranchNode, true)
+	}
+	return nil
 }
 
 // maxExpansion bounds what a template can make of a few bytes.
@@ -72,6 +138,9 @@ func (f *facts) expand(s string) (string, error) {
 func expandWith(s string, f *facts, funcs template.FuncMap) (string, error) {
 	t, err := template.New("expansion").Option("missingkey=error").Funcs(funcs).Parse(s)
 	if err != nil {
+		return "", err
+	}
+	if err := checkTemplate(t); err != nil {
 		return "", err
 	}
 	var out limited

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -361,4 +362,16 @@ func bound(wanted []swarm.PortConfig, have network.PortMap) []swarm.PortConfig {
 		}
 	}
 	return all
+}
+
+// guarded does a step. A panic is the task's failure and not the node's: the next
+// node that is given the task would fall as well.
+func (r *running) guarded(ctx context.Context, s step) (out outcome) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.a.log.Error("a step panicked", "task", r.task.ID, "err", p, "stack", string(debug.Stack()))
+			out = outcome{err: cluster.Invalidf("the task met a defect of the node's daemon, which its log tells of: %v", p)}
+		}
+	}()
+	return r.do(ctx, s)
 }

@@ -90,7 +90,7 @@ func (w *worker) perform(ctx context.Context, s step) {
 	defer cancel()
 	r := &running{a: w.a, task: w.task, status: w.status, notes: make(chan func(*cluster.Status))}
 	result := make(chan outcome, 1)
-	go func() { result <- r.do(stepCtx, s) }()
+	go func() { result <- r.guarded(stepCtx, s) }()
 	for {
 		select {
 		case x := <-w.wants:
