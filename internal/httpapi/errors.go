@@ -2,7 +2,9 @@ package httpapi
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/common"
@@ -43,5 +45,19 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 		w.WriteHeader(code)
 		return
 	}
-	writeJSON(w, code, common.ErrorResponse{Message: err.Error()})
+	writeJSON(w, code, common.ErrorResponse{Message: clip(err.Error())})
+}
+
+// maxMessage bounds an error's text, which repeats what the client has sent.
+const maxMessage = 4 << 10
+
+// clip shortens a text that is too long to be read, and says so.
+func clip(s string) string {
+	if len(s) <= maxMessage {
+		return s
+	}
+	const end = 200 // what is wrong often stands at the end
+	head := strings.ToValidUTF8(s[:maxMessage-end-64], "")
+	tail := strings.ToValidUTF8(s[len(s)-end:], "")
+	return fmt.Sprintf("%s … (%d bytes left out) … %s", head, len(s)-len(head)-len(tail), tail)
 }

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"regexp"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -141,7 +142,7 @@ func (s *Server) setHeaders(h http.Header) {
 func (s *Server) wrap(h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		tw := &trackingWriter{ResponseWriter: w}
-		err := h(tw, r)
+		err := s.guarded(h, tw, r)
 		if err == nil {
 			return
 		}
@@ -153,6 +154,20 @@ func (s *Server) wrap(h handler) http.Handler {
 		}
 		writeError(w, r, err)
 	})
+}
+
+// guarded calls h. A panic ends that request alone, and its client is told.
+func (s *Server) guarded(h handler, w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			if p == http.ErrAbortHandler {
+				panic(p)
+			}
+			s.Log.Error("request panicked", "method", r.Method, "path", r.URL.Path, "err", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("%s %s met a defect of the daemon, which its log tells of: %v", r.Method, clip(r.URL.Path), p)
+		}
+	}()
+	return h(w, r)
 }
 
 // trackingWriter remembers whether the answer has begun.

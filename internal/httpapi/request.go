@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -31,7 +32,8 @@ func readJSON(r *http.Request, v any) error {
 		return err
 	}
 	dec := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
-	if err := dec.Decode(v); err != nil {
+	var raw json.RawMessage
+	if err := dec.Decode(&raw); err != nil {
 		var tooLarge *http.MaxBytesError
 		switch {
 		case errors.As(err, &tooLarge):
@@ -41,8 +43,14 @@ func readJSON(r *http.Request, v any) error {
 		}
 		return cluster.Invalidf("invalid JSON: %v", err)
 	}
-	if dec.More() {
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) { // More would let a stray bracket pass
 		return cluster.Invalidf("unexpected content after JSON")
+	}
+	if bytes.Equal(raw, []byte("null")) { // which would read as everything left out
+		return cluster.Invalidf("invalid JSON: the request body is null")
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return cluster.Invalidf("invalid JSON: %v", err)
 	}
 	return nil
 }
