@@ -9,9 +9,10 @@ import (
 
 // Bounds of what is taken from the other end of a connection.
 const (
-	maxUp    = 4 << 20  // a message from a node
-	maxDown  = 16 << 20 // a message from a manager
-	chunkLen = 1 << 20  // about how long the leader makes one message
+	maxUp      = 4 << 20  // a message from a node
+	maxDown    = 16 << 20 // a message from a manager
+	maxHeaders = 16 << 10 // the headers of a call
+	chunkLen   = 1 << 20  // about how long the leader makes one message
 )
 
 // codec writes messages as CBOR (RFC 8949). Fields that a neighbouring version
@@ -36,7 +37,9 @@ func newCodec() (*codec, error) {
 		MaxArrayElements: 1 << 20,
 		MaxMapPairs:      1 << 16,
 		IndefLength:      cbor.IndefLengthForbidden,
-		UTF8:             cbor.UTF8RejectInvalid,
+		// A container's runtime may say anything, and a node that passes it on must
+		// not lose its session over it: texts are made valid where they are kept.
+		UTF8: cbor.UTF8DecodeInvalid,
 	}.DecMode()
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,6 +83,8 @@ func (s *Server) Run(ctx context.Context, lis net.Listener) error {
 		grpc.ForceServerCodecV2(s.codec),
 		grpc.Creds(donetls{credentials.NewTLS(s.Identity.ServerTLS())}),
 		grpc.MaxRecvMsgSize(maxUp),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(1024),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
@@ -205,7 +208,7 @@ func unary[Req, Rep any](name string, f func(*Server, context.Context, *Req) (*R
 		if err := dec(in); err != nil {
 			return nil, grpcError(cluster.Invalidf("%s: %v", name, err))
 		}
-		rep, err := f(srv.(*Server), ctx, in)
+		rep, err := guarded(srv.(*Server), name, func() (*Rep, error) { return f(srv.(*Server), ctx, in) })
 		if err != nil {
 			return nil, grpcError(err)
 		}
@@ -216,8 +219,21 @@ func unary[Req, Rep any](name string, f func(*Server, context.Context, *Req) (*R
 func streaming(name string, f func(*Server, grpc.ServerStream) error) grpc.StreamDesc {
 	return grpc.StreamDesc{StreamName: name, ServerStreams: true, ClientStreams: true,
 		Handler: func(srv any, stream grpc.ServerStream) error {
-			return grpcError(f(srv.(*Server), stream))
+			_, err := guarded(srv.(*Server), name, func() (none struct{}, err error) { return none, f(srv.(*Server), stream) })
+			return grpcError(err)
 		}}
+}
+
+// guarded answers a call. A panic ends that call alone: gRPC would let it end the
+// daemon, and what one manager could not bear the next would be asked at once.
+func guarded[Rep any](s *Server, name string, f func() (Rep, error)) (rep Rep, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.Log.Error("a call panicked", "call", name, "err", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("%s met a defect of the manager, which its log tells of: %v", name, p)
+		}
+	}()
+	return f()
 }
 
 const serviceName = "skep.Cluster"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -340,11 +341,9 @@ func checkStatus(st *cluster.Status) error {
 	return nil
 }
 
+// clip returns at most maxText bytes of s, as valid UTF-8.
 func clip(s string) string {
-	if len(s) > maxText {
-		return s[:maxText]
-	}
-	return s
+	return strings.ToValidUTF8(s[:min(len(s), maxText)], "")
 }
 
 // sameStatus compares all but the time.
