@@ -237,7 +237,8 @@ func (r *running) start(ctx context.Context) outcome {
 		case c.Health == container.Unhealthy:
 			return r.unhealthy(ctx)
 		}
-		r.note(ctx, func(st *cluster.Status) { r.observe(st, c) })
+		seen := c // the note is read by the worker while c moves on
+		r.note(ctx, func(st *cluster.Status) { r.observe(st, seen) })
 		if c, err = rt.Changed(ctx, r.ref(), c); err != nil {
 			return outcome{err: err}
 		}
@@ -258,8 +259,9 @@ func (r *running) watch(ctx context.Context) outcome {
 			r.note(ctx, func(st *cluster.Status) { st.Serving = false })
 			return r.unhealthy(ctx)
 		}
+		seen := c // the note is read by the worker while c moves on
 		r.note(ctx, func(st *cluster.Status) {
-			r.observe(st, c)
+			r.observe(st, seen)
 			// It was healthy once. After a restart of the daemon its checks begin
 			// anew, which is no reason to take it out of the balancers.
 			st.Serving = true
