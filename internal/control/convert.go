@@ -1,7 +1,9 @@
 package control
 
 import (
+	"maps"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/moby/moby/api/types/network"
@@ -138,15 +140,21 @@ func taskAPI(v store.View, t *cluster.Task) swarm.Task {
 	return out
 }
 
-func driverOf(n *cluster.Network) swarm.Driver {
-	if n.Spec.DriverConfiguration == nil {
-		return swarm.Driver{Name: "overlay"}
+// networkOptions returns a network's options with the VNI it was given, where
+// Docker's driver shows it.
+func networkOptions(n *cluster.Network) map[string]string {
+	out := map[string]string{}
+	if d := n.Spec.DriverConfiguration; d != nil {
+		maps.Copy(out, d.Options)
 	}
-	return *n.Spec.DriverConfiguration
+	if n.VNI != 0 {
+		out["com.docker.network.driver.overlay.vxlanid_list"] = strconv.FormatUint(uint64(n.VNI), 10)
+	}
+	return out
 }
 
 func swarmNetworkAPI(n *cluster.Network) swarm.Network {
-	out := swarm.Network{ID: n.ID, Meta: n.API(), Spec: *n.Spec, DriverState: swarm.Driver{Name: driverOf(n).Name, Options: networkOptions(n)}}
+	out := swarm.Network{ID: n.ID, Meta: n.API(), Spec: *n.Spec, DriverState: swarm.Driver{Name: n.Driver(), Options: networkOptions(n)}}
 	if n.Subnet.IsValid() {
 		out.IPAMOptions = &swarm.IPAMOptions{
 			Driver:  swarm.Driver{Name: "default"},
@@ -158,7 +166,7 @@ func swarmNetworkAPI(n *cluster.Network) swarm.Network {
 
 func networkAPI(n *cluster.Network) network.Inspect {
 	out := network.Inspect{Network: network.Network{
-		Name: n.Spec.Name, ID: n.ID, Created: n.CreatedAt, Scope: "swarm", Driver: driverOf(n).Name,
+		Name: n.Spec.Name, ID: n.ID, Created: n.CreatedAt, Scope: "swarm", Driver: n.Driver(),
 		EnableIPv4: true, IPAM: network.IPAM{Driver: "default"},
 		Internal: n.Spec.Internal, Attachable: n.Spec.Attachable, Ingress: n.Spec.Ingress,
 		Options: networkOptions(n), Labels: n.Spec.Labels,
@@ -166,6 +174,9 @@ func networkAPI(n *cluster.Network) network.Inspect {
 	switch {
 	case n.Subnet.IsValid():
 		out.IPAM.Config = []network.IPAMConfig{{Subnet: n.Subnet, Gateway: n.Gateway}}
+		if o := n.Spec.IPAMOptions; o != nil && len(o.Configs) > 0 {
+			out.IPAM.Config[0].IPRange = o.Configs[0].Range
+		}
 	case n.Spec.IPAMOptions != nil:
 		for _, c := range n.Spec.IPAMOptions.Configs {
 			out.IPAM.Config = append(out.IPAM.Config, network.IPAMConfig{Subnet: c.Subnet, IPRange: c.Range, Gateway: c.Gateway})

@@ -170,12 +170,33 @@ func (s *Server) findNetwork(ctx context.Context, ref string) (network.Inspect, 
 	return wide, werr
 }
 
+// findSwarmNetwork finds a network of the swarm, also one that has the name of a
+// host's own: host and bridge stand for those in services.
+func (s *Server) findSwarmNetwork(ctx context.Context, ref string) (network.Inspect, error) {
+	wide, err := s.control().Network(ctx, ref)
+	if err != nil {
+		if errdefs.IsUnavailable(err) {
+			return s.findNetwork(ctx, ref) // a worker knows what it takes part in
+		}
+		return wide, err
+	}
+	local, err := s.Networks.Inspect(ctx, wide.ID)
+	if err == nil {
+		return mergeNetwork(wide, local), nil
+	}
+	return wide, nil
+}
+
 func (s *Server) networkInspect(w http.ResponseWriter, r *http.Request) error {
-	n, err := s.findNetwork(r.Context(), r.PathValue("id"))
+	find, scope := s.findNetwork, r.URL.Query().Get("scope")
+	if scope == "swarm" {
+		find = s.findSwarmNetwork
+	}
+	n, err := find(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}
-	if scope := r.URL.Query().Get("scope"); scope != "" && n.Scope != scope {
+	if scope != "" && n.Scope != scope {
 		return cluster.NotFoundf("network %s not found", r.PathValue("id"))
 	}
 	if !boolParam(r.URL.Query(), "verbose") {
