@@ -17,7 +17,10 @@ func gotest(ctx context.Context, args ...string) (string, error) {
 	return output(cmd, cmd.Run)
 }
 
-var nsPerOp = regexp.MustCompile(`\s([0-9.]+) ns/op`)
+var (
+	wallPerOp = regexp.MustCompile(`\s([0-9.]+) ns/op`)
+	cpuPerOp  = regexp.MustCompile(`\s([0-9.]+) cpu-s/op`)
+)
 
 // scheduler measures a plan from nothing on one core; the reference in
 // swarmkit's own benchmark is 6 to 16 s for the first.
@@ -34,15 +37,21 @@ func scheduler(ctx context.Context, b *bench) error {
 			if err != nil {
 				return err
 			}
-			m := nsPerOp.FindStringSubmatch(out)
-			if m == nil {
-				return fmt.Errorf("no benchmark %s in:\n%s", c.bench, out)
+			for _, f := range []struct {
+				name, unit string
+				in         *regexp.Regexp
+				scale      float64
+			}{{c.name, "s", wallPerOp, 1e-9}, {c.name + "-cpu", "CPU s", cpuPerOp, 1}} {
+				m := f.in.FindStringSubmatch(out)
+				if m == nil {
+					return fmt.Errorf("no %s in:\n%s", f.name, out)
+				}
+				v, err := strconv.ParseFloat(m[1], 64)
+				if err != nil {
+					return err
+				}
+				b.record(b.ours, f.name, f.unit, v*f.scale)
 			}
-			ns, err := strconv.ParseFloat(m[1], 64)
-			if err != nil {
-				return err
-			}
-			b.record(b.ours, c.name, "s", ns/1e9)
 		}
 	}
 	return nil

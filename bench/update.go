@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/swarm"
 )
 
@@ -25,6 +26,10 @@ func update(ctx context.Context, b *bench) error {
 	onIngress(&spec)
 	spec.TaskTemplate.ContainerSpec.Args = []string{"bench", "serve"}
 	spec.TaskTemplate.ContainerSpec.StopSignal = "SIGTERM"
+	// Without one, a task serves as soon as its process is there, listening or not.
+	spec.TaskTemplate.ContainerSpec.Healthcheck = &container.HealthConfig{
+		Test: []string{"CMD", "bench", "check"}, Interval: time.Second, Timeout: 5 * time.Second, Retries: 3,
+	}
 	id, err := lead.create(ctx, spec)
 	if err != nil {
 		return err

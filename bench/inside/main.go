@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 func main() {
@@ -29,6 +31,8 @@ func run(args []string) error {
 	switch {
 	case len(args) == 1 && args[0] == "serve":
 		return serve()
+	case len(args) == 1 && args[0] == "check":
+		return check()
 	case len(args) == 1 && args[0] == "sink":
 		return sink()
 	case len(args) == 4 && args[0] == "stream":
@@ -36,7 +40,7 @@ func run(args []string) error {
 	case len(args) == 2 && args[0] == "resolve":
 		return resolve(args[1])
 	}
-	return errors.New("usage: bench serve | sink | stream ADDR STREAMS SECONDS | resolve NAME")
+	return errors.New("usage: bench serve | check | sink | stream ADDR STREAMS SECONDS | resolve NAME")
 }
 
 // serve answers HTTP on port 80 and ends in order on SIGTERM.
@@ -59,6 +63,15 @@ func serve() error {
 	case <-ctx.Done():
 	}
 	return s.Shutdown(context.Background())
+}
+
+// check is the health check of serve: its port is open.
+func check() error {
+	c, err := net.DialTimeout("tcp", "127.0.0.1:80", time.Second)
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // sink reads what comes to port 5000.
@@ -126,15 +139,15 @@ func stream(addr, streams, seconds string) error {
 	return err
 }
 
-// resolve asks for a name until it has an address, and prints the time then in
-// nanoseconds since 1970.
+// resolve asks Docker's resolver for a name until it has an address, and prints
+// the time then in nanoseconds since 1970. A question that is not answered at
+// once is asked again.
 func resolve(name string) error {
-	r := &net.Resolver{PreferGo: true}
+	client := &dns.Client{Timeout: 50 * time.Millisecond}
+	question := new(dns.Msg).SetQuestion(name+".", dns.TypeA)
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		got, err := r.LookupIPAddr(ctx, name)
-		cancel()
-		if err == nil && len(got) > 0 {
+		got, _, err := client.Exchange(question, "127.0.0.11:53")
+		if err == nil && len(got.Answer) > 0 {
 			_, err := io.WriteString(os.Stdout, strconv.FormatInt(time.Now().UnixNano(), 10)+"\n")
 			return err
 		}
