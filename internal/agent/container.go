@@ -14,16 +14,6 @@ import (
 	"github.com/skep-dev/skep/internal/engine"
 )
 
-// The labels that a task's container has.
-const (
-	labelTask        = "com.docker.swarm.task"
-	labelTaskID      = "com.docker.swarm.task.id"
-	labelTaskName    = "com.docker.swarm.task.name"
-	labelNodeID      = "com.docker.swarm.node.id"
-	labelServiceID   = "com.docker.swarm.service.id"
-	labelServiceName = "com.docker.swarm.service.name"
-)
-
 // LabelEnvTemplates marks an image whose own ENV values are templates: for a
 // task they are expanded as those of --env are, which win over them.
 const LabelEnvTemplates = "skep.env.templates"
@@ -99,12 +89,12 @@ func labels(t *cluster.WantedTask) map[string]string {
 	for k, v := range t.Spec.ContainerSpec.Labels {
 		all[k] = v
 	}
-	all[labelTask] = ""
-	all[labelTaskID] = t.ID
-	all[labelTaskName] = t.Name
-	all[labelNodeID] = t.NodeID
-	all[labelServiceID] = t.ServiceID
-	all[labelServiceName] = t.ServiceName
+	all[cluster.LabelTask] = ""
+	all[cluster.LabelTaskID] = t.ID
+	all[cluster.LabelTaskName] = t.Name
+	all[cluster.LabelNodeID] = t.NodeID
+	all[cluster.LabelServiceID] = t.ServiceID
+	all[cluster.LabelServiceName] = t.ServiceName
 	return all
 }
 

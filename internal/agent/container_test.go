@@ -60,7 +60,7 @@ func TestRequest(t *testing.T) {
 		Config: &container.Config{
 			Image: "img", Hostname: "worker1-3", Env: []string{"NAME=web", "PLAIN", "L=front"}, Entrypoint: []string{"run"}, Cmd: []string{"-v"}, WorkingDir: "/w", User: "1:2",
 			Tty: true, OpenStdin: true, StopSignal: "SIGQUIT", StopTimeout: &two,
-			Labels:       map[string]string{"mine": "x", labelTask: "", labelTaskID: "t1", labelTaskName: "web.3.t1", labelNodeID: "n1", labelServiceID: "s1", labelServiceName: "web"},
+			Labels:       map[string]string{"mine": "x", cluster.LabelTask: "", cluster.LabelTaskID: "t1", cluster.LabelTaskName: "web.3.t1", cluster.LabelNodeID: "n1", cluster.LabelServiceID: "s1", cluster.LabelServiceName: "web"},
 			ExposedPorts: network.PortSet{network.MustParsePort("80/tcp"): {}, network.MustParsePort("53/udp"): {}},
 		},
 		HostConfig: &container.HostConfig{

@@ -88,7 +88,7 @@ func (r *running) turn(ctx context.Context, f func() error) error {
 func (r *running) prepare(ctx context.Context) outcome {
 	c, err := r.a.cfg.Runtime.Inspect(ctx, r.task.Name)
 	switch {
-	case err == nil && c.Labels[labelTaskID] == r.task.ID:
+	case err == nil && c.Labels[cluster.LabelTaskID] == r.task.ID:
 		return r.prepared(c.ID)
 	case err == nil:
 		return outcome{err: cluster.Conflictf("Conflict. The container name %q is already in use by container %q.", "/"+r.task.Name, c.ID)}
@@ -331,7 +331,7 @@ func (a *Agent) removeContainer(ctx context.Context, t *cluster.WantedTask) erro
 		return nil
 	case err != nil:
 		return err
-	case c.Labels[labelTaskID] != t.ID:
+	case c.Labels[cluster.LabelTaskID] != t.ID:
 		return nil // somebody else's
 	}
 	if err := a.cfg.Runtime.Stop(ctx, c.ID, grace(t)); err != nil && !errdefs.IsNotFound(err) {

@@ -59,17 +59,10 @@ type planner struct {
 	ready   []store.Observation
 }
 
-// Overlay reports whether a network's addresses are the swarm's to give. The
-// others (host, bridge …) are each node's own.
-func overlay(n *cluster.Network) bool {
-	d := n.Spec.DriverConfiguration
-	return d == nil || d.Name == "" || d.Name == "overlay"
-}
-
 func (p *planner) networks() {
 	var wait []*cluster.Network
 	for _, n := range p.v.Networks() {
-		if overlay(n) && !n.Subnet.IsValid() && !n.PendingDelete {
+		if n.Overlay() && !n.Subnet.IsValid() && !n.PendingDelete {
 			wait = append(wait, n)
 		}
 	}
@@ -266,7 +259,7 @@ func (p *planner) networksOf(spec *swarm.ServiceSpec) (needs []need, ready bool,
 		case n == nil:
 			return nil, false, fmt.Errorf("network %s not found", at.Target)
 		case !slices.ContainsFunc(needs, func(o need) bool { return o.id == n.ID }):
-			needs = append(needs, need{id: n.ID, aliases: at.Aliases, subnetless: !overlay(n)})
+			needs = append(needs, need{id: n.ID, aliases: at.Aliases, subnetless: !n.Overlay()})
 		}
 	}
 	for _, nd := range needs {

@@ -143,7 +143,26 @@ type Network struct {
 	PendingDelete bool
 }
 
-// Secret and Config are payloads that tasks refer to by id.
+// DefaultDataPort is the UDP port of overlay traffic where the swarm names no other.
+const DefaultDataPort = 4789
+
+// driverOverlay is the driver of networks whose addresses are the swarm's to give.
+const driverOverlay = "overlay"
+
+// Driver returns the name of the network's driver: "overlay" where its spec names
+// none.
+func (n *Network) Driver() string {
+	if d := n.Spec.DriverConfiguration; d != nil && d.Name != "" {
+		return d.Name
+	}
+	return driverOverlay
+}
+
+// Overlay reports whether the network's addresses are the swarm's to give. Any
+// other network (host, bridge) stands for each node's own of that name.
+func (n *Network) Overlay() bool { return n.Driver() == driverOverlay }
+
+// Secret is a payload that tasks refer to by id.
 type Secret struct {
 	ID string
 	Meta

@@ -286,6 +286,17 @@ func (n *Node) Paused() bool {
 	return n.Spec != nil && n.Spec.Availability == swarm.NodeAvailabilityPause
 }
 
+// ParseAvailability checks an availability as users write it; "" is active.
+func ParseAvailability(a swarm.NodeAvailability) (swarm.NodeAvailability, error) {
+	switch a {
+	case "":
+		return swarm.NodeAvailabilityActive, nil
+	case swarm.NodeAvailabilityActive, swarm.NodeAvailabilityPause, swarm.NodeAvailabilityDrain:
+		return a, nil
+	}
+	return "", Invalidf("invalid Availability: %q", string(a))
+}
+
 // Ready reports whether the node is up and may be given tasks.
 func (n *Node) Ready() bool {
 	return n != nil && n.Status.State == swarm.NodeStateReady && !n.Draining() && !n.Paused()

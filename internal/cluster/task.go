@@ -9,8 +9,8 @@ import (
 )
 
 // Task is one wanted container on one node. It is a small record that points at
-// the version of the spec it runs; the spec itself is stored once, in the
-// service's Specs. Loops write what is wanted (all fields but Status), agents
+// the version of the spec it runs; the spec itself is stored once (see
+// ServiceSpecVersion). Loops write what is wanted (all fields but Status), agents
 // what is observed (Status).
 type Task struct {
 	ID        string
@@ -78,6 +78,16 @@ func (t *Task) Name(service string) string {
 	}
 	return fmt.Sprintf("%s.%s.%s", service, t.NodeID, t.ID)
 }
+
+// The labels that mark a task's container, Docker's.
+const (
+	LabelTask        = "com.docker.swarm.task"
+	LabelTaskID      = "com.docker.swarm.task.id"
+	LabelTaskName    = "com.docker.swarm.task.name"
+	LabelNodeID      = "com.docker.swarm.node.id"
+	LabelServiceID   = "com.docker.swarm.service.id"
+	LabelServiceName = "com.docker.swarm.service.name"
+)
 
 // Active reports whether the task occupies its slot: wanted to run and not ended.
 func (t *Task) Active() bool {

@@ -12,9 +12,6 @@ import (
 	"github.com/skep-dev/skep/internal/store"
 )
 
-// MinCertExpiry is the shortest validity of node certificates.
-const MinCertExpiry = time.Hour
-
 // longest bounds every span of time users give: longer ones overflow somewhere.
 const longest = 10 * 365 * 24 * time.Hour
 
@@ -175,8 +172,8 @@ func checkSpec(s swarm.Spec) error {
 		return invalid("heartbeat time period cannot be a negative duration")
 	case s.Dispatcher.HeartbeatPeriod > time.Hour:
 		return invalid("heartbeat time period cannot be longer than 1h")
-	case s.CAConfig.NodeCertExpiry < MinCertExpiry:
-		return invalid("minimum certificate expiry time is: %v", MinCertExpiry)
+	case s.CAConfig.NodeCertExpiry < pki.MinValidity:
+		return invalid("minimum certificate expiry time is: %v", pki.MinValidity)
 	case s.CAConfig.NodeCertExpiry > longest:
 		return invalid("maximum certificate expiry time is: %v", longest)
 	case s.Raft.ElectionTick <= s.Raft.HeartbeatTick:
@@ -215,12 +212,12 @@ func Bootstrap(f Founding) ([]store.Change, error) {
 		c.SubnetSize = 24
 	}
 	if c.DataPathPort == 0 {
-		c.DataPathPort = 4789
+		c.DataPathPort = cluster.DefaultDataPort
 	}
 	if err := checkPools(c); err != nil {
 		return nil, err
 	}
-	avail, err := availability(f.Availability)
+	avail, err := cluster.ParseAvailability(f.Availability)
 	if err != nil {
 		return nil, err
 	}

@@ -108,6 +108,24 @@ func (a *API) Handle(ctx context.Context, name string, body []byte) ([]byte, err
 // none is the reply of a call that returns nothing.
 type none struct{}
 
+// listReq and refReq are the requests that most nouns' lists and reads have.
+type listReq struct{ Filters Filters }
+
+type refReq struct{ Ref string }
+
+// read answers a read from the leader, who alone knows what is observed; while
+// there is no leader, from what this manager knows.
+func read[Req, Resp any](ctx context.Context, a *API, name string, req Req, f func(context.Context, Req) (Resp, error)) (Resp, error) {
+	if a.Raft.Leading() {
+		return f(ctx, req)
+	}
+	resp, err := forward[Req, Resp](ctx, a, name, req)
+	if errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) {
+		return f(ctx, req)
+	}
+	return resp, err
+}
+
 // write answers a call here, if this manager leads, or has the leader do it.
 func write[Req, Resp any](ctx context.Context, a *API, name string, req Req, f func(context.Context, Req) (Resp, error)) (Resp, error) {
 	if a.Raft.Leading() {

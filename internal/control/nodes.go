@@ -4,17 +4,12 @@ import (
 	"context"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/raftlog"
 	"github.com/skep-dev/skep/internal/store"
 )
-
-type listReq struct{ Filters Filters }
-
-type refReq struct{ Ref string }
 
 type updateNode struct {
 	Ref     string
@@ -32,19 +27,6 @@ func (a *API) nodeMethods() {
 	method(a, "node", a.node)
 	method(a, "node.update", a.updateNode)
 	method(a, "node.remove", a.removeNode)
-}
-
-// read answers a read from the leader, who alone knows what is observed; while
-// there is no leader, from what this manager knows.
-func read[Req, Resp any](ctx context.Context, a *API, name string, req Req, f func(context.Context, Req) (Resp, error)) (Resp, error) {
-	if a.Raft.Leading() {
-		return f(ctx, req)
-	}
-	resp, err := forward[Req, Resp](ctx, a, name, req)
-	if errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) {
-		return f(ctx, req)
-	}
-	return resp, err
 }
 
 // Nodes lists the swarm's hosts. While there is no leader it fails: who is
@@ -138,7 +120,7 @@ func (a *API) nodeUpdate(v store.View, r updateNode) (*cluster.Node, error) {
 	if spec.Availability == "" {
 		spec.Availability = old.Spec.Availability
 	}
-	if spec.Availability, err = availability(spec.Availability); err != nil {
+	if spec.Availability, err = cluster.ParseAvailability(spec.Availability); err != nil {
 		return nil, err
 	}
 	if err := checkLabels(spec.Labels); err != nil {
@@ -174,16 +156,6 @@ func (a *API) checkDemotion(v store.View, n *cluster.Node) error {
 		return cluster.NotFoundf("rpc error: code = NotFound desc = can't find manager in raft memberlist")
 	}
 	return a.Raft.CheckRemove(n.ID)
-}
-
-func availability(av swarm.NodeAvailability) (swarm.NodeAvailability, error) {
-	switch av {
-	case "":
-		return swarm.NodeAvailabilityActive, nil
-	case swarm.NodeAvailabilityActive, swarm.NodeAvailabilityPause, swarm.NodeAvailabilityDrain:
-		return av, nil
-	}
-	return "", cluster.Invalidf("invalid Availability: %q", string(av))
 }
 
 // RemoveNode forgets a node; its certificate is refused until it ends.

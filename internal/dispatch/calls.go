@@ -61,7 +61,7 @@ func (s *Server) admit(ctx context.Context, in *IssueRequest) (*IssueReply, erro
 	default:
 		return nil, cluster.Invalidf("A valid join token is necessary to join this cluster")
 	}
-	avail, err := ParseAvailability(in.Availability)
+	avail, err := cluster.ParseAvailability(in.Availability)
 	if err != nil {
 		return nil, err
 	}
@@ -95,17 +95,6 @@ func (s *Server) Renew(csr []byte) ([]byte, error) {
 		return nil, err
 	}
 	return rep.Cert, nil
-}
-
-// ParseAvailability checks an availability; "" is active.
-func ParseAvailability(a swarm.NodeAvailability) (swarm.NodeAvailability, error) {
-	switch a {
-	case "":
-		return swarm.NodeAvailabilityActive, nil
-	case swarm.NodeAvailabilityActive, swarm.NodeAvailabilityPause, swarm.NodeAvailabilityDrain:
-		return a, nil
-	}
-	return "", cluster.Invalidf("invalid Availability: %q", string(a))
 }
 
 func (s *Server) sign(csr []byte, nodeID string, role swarm.NodeRole) (*IssueReply, error) {

@@ -13,9 +13,6 @@ import (
 	"github.com/skep-dev/skep/internal/store"
 )
 
-// defaultDataPort is where overlay traffic goes unless the swarm says otherwise.
-const defaultDataPort = 4789
-
 // planner works out from the store what every node is told. What nodes have in
 // common (the peers, endpoints and services of a network) is kept once, whatever
 // the number of nodes. It reads no clock and does no I/O.
@@ -117,19 +114,12 @@ func (w *planning) findParts() {
 
 // usable reports whether a node could build the network: it has its subnet, or
 // is a host's own network.
-func usable(n *cluster.Network) bool { return n.Subnet.IsValid() || driver(n) != "overlay" }
-
-func driver(n *cluster.Network) string {
-	if d := n.Spec.DriverConfiguration; d != nil && d.Name != "" {
-		return d.Name
-	}
-	return "overlay"
-}
+func usable(n *cluster.Network) bool { return n.Subnet.IsValid() || !n.Overlay() }
 
 // network works out what every node of n is told.
 func (w *planning) network(n *cluster.Network) {
 	nodes := w.part[n.ID]
-	if len(nodes) == 0 || driver(n) != "overlay" {
+	if len(nodes) == 0 || !n.Overlay() {
 		return
 	}
 	set := w.set(w.nets, n.ID)
@@ -199,7 +189,7 @@ func (w *planning) service(set *itemSet, n *cluster.Network, s *cluster.Service)
 		vs := &cluster.VirtualService{NetworkID: n.ID, ServiceID: s.ID, Name: s.Spec.Name, VIP: s.VIPs[i].Addr}
 		if n.Spec.Ingress {
 			for _, port := range s.Ports {
-				if port.PublishMode != swarm.PortConfigPublishModeHost {
+				if !cluster.HostPort(port) {
 					vs.Ports = append(vs.Ports, port)
 				}
 			}
@@ -244,12 +234,12 @@ func (w *planning) dataPort() uint32 {
 	if c := w.v.Cluster(); c != nil && c.DataPathPort != 0 {
 		return c.DataPathPort
 	}
-	return defaultDataPort
+	return cluster.DefaultDataPort
 }
 
 func wantedNetwork(n *cluster.Network, addr netip.Addr, port uint32) *cluster.WantedNetwork {
 	wn := &cluster.WantedNetwork{
-		ID: n.ID, Name: n.Spec.Name, Driver: driver(n), Subnet: n.Subnet, Gateway: n.Gateway,
+		ID: n.ID, Name: n.Spec.Name, Driver: n.Driver(), Subnet: n.Subnet, Gateway: n.Gateway,
 		VNI: n.VNI, Port: port, Ingress: n.Spec.Ingress, Internal: n.Spec.Internal,
 		Attachable: n.Spec.Attachable, Labels: n.Spec.Labels, NodeAddr: addr,
 	}
@@ -301,7 +291,7 @@ func wantedTask(t *cluster.Task, spec *cluster.ServiceSpecVersion, svc *cluster.
 	}
 	if e := spec.Spec.EndpointSpec; e != nil {
 		for _, p := range e.Ports {
-			if p.PublishMode == swarm.PortConfigPublishModeHost {
+			if cluster.HostPort(p) {
 				wt.HostPorts = append(wt.HostPorts, p)
 			}
 		}

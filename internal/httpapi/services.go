@@ -110,8 +110,8 @@ func (s *Server) swarmLogs(w http.ResponseWriter, r *http.Request, service, task
 	err = s.Logs.Logs(r.Context(), service, task, opts, head, func(e servicelogs.Entry) error {
 		whose := ""
 		if details {
-			whose = fmt.Sprintf("com.docker.swarm.node.id=%s,com.docker.swarm.service.id=%s,com.docker.swarm.task.id=%s",
-				e.NodeID, e.ServiceID, e.TaskID)
+			whose = fmt.Sprintf("%s=%s,%s=%s,%s=%s", cluster.LabelNodeID, e.NodeID,
+				cluster.LabelServiceID, e.ServiceID, cluster.LabelTaskID, e.TaskID)
 		}
 		return writeLog(out, e.LogEntry, tty, stamps, whose)
 	})

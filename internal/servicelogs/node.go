@@ -36,9 +36,6 @@ type entry struct {
 	Line []byte `json:"l"`
 }
 
-// taskLabel is what the agent marks a task's container with.
-const taskLabel = "com.docker.swarm.task.id"
-
 // Engine is what a node's end needs of its engine.
 type Engine interface {
 	List(ctx context.Context, opts engine.ListOptions) ([]container.Summary, error)
@@ -79,7 +76,7 @@ func containerOf(ctx context.Context, e Engine, task string) (string, error) {
 	if task == "" {
 		return "", cluster.Invalidf("logs: no task is named")
 	}
-	list, err := e.List(ctx, engine.ListOptions{All: true, Filters: map[string]map[string]bool{"label": {taskLabel + "=" + task: true}}})
+	list, err := e.List(ctx, engine.ListOptions{All: true, Filters: map[string]map[string]bool{"label": {cluster.LabelTaskID + "=" + task: true}}})
 	if err != nil || len(list) == 0 {
 		return "", err
 	}

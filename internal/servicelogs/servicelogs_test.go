@@ -108,7 +108,7 @@ type fakeEngine struct {
 
 func (f *fakeEngine) List(_ context.Context, opts engine.ListOptions) ([]container.Summary, error) {
 	for task := range f.lines {
-		if opts.Filters["label"][taskLabel+"="+task] {
+		if opts.Filters["label"][cluster.LabelTaskID+"="+task] {
 			return []container.Summary{{ID: task}}, nil
 		}
 	}

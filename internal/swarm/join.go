@@ -46,7 +46,7 @@ func (n *Node) join(run context.Context, req api.JoinRequest) error {
 	if len(req.RemoteAddrs) == 0 {
 		return cluster.Invalidf("at least 1 RemoteAddr is required to join")
 	}
-	avail, err := dispatch.ParseAvailability(req.Availability)
+	avail, err := cluster.ParseAvailability(req.Availability)
 	if err != nil {
 		return err
 	}

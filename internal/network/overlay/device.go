@@ -180,7 +180,7 @@ func (o *Overlay) ensureVXLAN(v *view, br netlink.Link, mtu int) (netlink.Link, 
 	name := vxlanName(v.net.VNI)
 	port := int(v.net.Port)
 	if port == 0 {
-		port = 4789
+		port = cluster.DefaultDataPort
 	}
 	l, err := o.nl.LinkByName(name)
 	if err == nil {
