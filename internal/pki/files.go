@@ -2,11 +2,11 @@ package pki
 
 import (
 	"crypto"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/skep-dev/skep/internal/durable"
 )
 
 // The files of an identity, named as Docker names them.
@@ -55,49 +55,13 @@ func (id *Identity) saveTo(dir string, old *Identity) error {
 		}
 		keys = append(keys, k...)
 	}
-	if err := writeAtomic(filepath.Join(dir, fileKey), keys); err != nil {
-		return err
-	}
-	if err := writeAtomic(filepath.Join(dir, fileRoot), id.Root().CertPEM()); err != nil {
-		return err
-	}
-	return writeAtomic(filepath.Join(dir, fileCert), certPEM(cert.Leaf.Raw))
-}
-
-// writeAtomic replaces path by b, readable by its owner only, and on disk when
-// it returns.
-func writeAtomic(path string, b []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*") // 0600 by itself
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("certificates: %w", err), removeIfThere(f.Name()))
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{fileKey, keys}, {fileRoot, id.Root().CertPEM()}, {fileCert, certPEM(cert.Leaf.Raw)}} {
+		if err := durable.WriteFile(filepath.Join(dir, f.name), f.data); err != nil {
+			return fmt.Errorf("certificates: %w", err)
 		}
-	}()
-	if _, err = f.Write(b); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	if err = f.Sync(); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-func removeIfThere(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
 	}
 	return nil
 }

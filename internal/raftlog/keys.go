@@ -8,11 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/skep-dev/skep/internal/durable"
 )
 
 // KeySize is the length of a data key and of the key that wraps it.
@@ -172,7 +173,7 @@ func (k *Keys) save(keys []dataKey, kek []byte) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(k.path, b)
+	return durable.WriteFile(k.path, b)
 }
 
 // newest returns the key to seal with.
@@ -234,30 +235,4 @@ func unwrap(kek []byte, id uint32, b []byte) ([]byte, error) {
 		return nil, ErrLocked
 	}
 	return a.Open(nil, b[:a.NonceSize()], b[a.NonceSize():], binary.BigEndian.AppendUint32(nil, id))
-}
-
-// writeFile replaces a file so that a crash leaves the old or the new one.
-func writeFile(path string, b []byte) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

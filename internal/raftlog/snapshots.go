@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/skep-dev/skep/internal/durable"
 )
 
 // A snapshot file is a header, then sealed chunks: the first holds the metadata
@@ -151,7 +153,7 @@ func (k *sink) Close() error {
 	if err != nil {
 		return errors.Join(err, os.Remove(k.f.Name()))
 	}
-	if err := syncDir(k.store.dir); err != nil {
+	if err := durable.SyncDir(k.store.dir); err != nil {
 		return err
 	}
 	return k.store.reap()

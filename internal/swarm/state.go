@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/skep-dev/skep/internal/dispatch"
+	"github.com/skep-dev/skep/internal/durable"
 )
 
 // The files under <data-root>/swarm.
@@ -62,17 +63,7 @@ func (s *state) save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("swarm state: %w", err)
 	}
-	path := filepath.Join(dir, fileState)
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("swarm state: %w", err)
-	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, fileState), b); err != nil {
 		return fmt.Errorf("swarm state: %w", err)
 	}
 	return nil
