@@ -14,7 +14,6 @@ import (
 	wal "github.com/hashicorp/raft-wal"
 	"github.com/hashicorp/raft-wal/metadb"
 
-	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/store"
 )
 
@@ -65,9 +64,6 @@ const snapshotCheck = 5 * time.Second
 // cachedEntries is how many of the last log entries are kept in memory, for
 // followers that are not far behind. An entry may be large: not too many.
 const cachedEntries = 128
-
-// stopWait bounds what an orderly stop waits for.
-const stopWait = 3 * time.Second
 
 // Log is one manager's part in the Raft group. Its methods are safe for
 // concurrent use between New and the end of Run.
@@ -234,36 +230,6 @@ func (l *Log) Leading() bool { return l.raft.State() == raft.Leader }
 func (l *Log) Leader() (id, addr string) {
 	a, i := l.raft.LeaderWithID()
 	return string(i), string(a)
-}
-
-// WaitLeader waits until there is a leader.
-func (l *Log) WaitLeader(ctx context.Context) (id, addr string, err error) {
-	for {
-		if id, addr = l.Leader(); id != "" {
-			return id, addr, nil
-		}
-		select {
-		case <-ctx.Done():
-			return "", "", noLeader()
-		case <-l.stopped:
-			return "", "", noLeader()
-		case <-time.After(l.cfg.Tick / 30):
-		}
-	}
-}
-
-func noLeader() error {
-	return cluster.Unavailablef("rpc error: code = Unknown desc = The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online.")
-}
-
-// Barrier returns once everything logged before it is in the leader's store,
-// and confirms that this manager leads.
-func (l *Log) Barrier(ctx context.Context) error {
-	wait := stopWait
-	if d, ok := ctx.Deadline(); ok {
-		wait = time.Until(d)
-	}
-	return translate(l.raft.Barrier(wait).Error())
 }
 
 // SetLimits changes when snapshots are made and how many are kept.
