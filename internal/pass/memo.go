@@ -70,6 +70,24 @@ func (m *Memo) DoubtNode(n *cluster.Node) {
 	}
 }
 
+// Services plans each service of the view but the quiet ones, and returns when to
+// look again. plan adds to todo what is to be written for a service, and returns
+// when it is to be asked again though nothing changes (zero: never).
+func (m *Memo) Services(now time.Time, v store.View, todo *Todo, plan func(*cluster.Service, []*cluster.Task) time.Time) (again time.Time) {
+	for _, svc := range v.Services() {
+		tasks := v.TasksOf(svc.ID)
+		at, quiet := m.Quiet(now, svc, tasks)
+		if !quiet {
+			before := len(*todo)
+			if at = plan(svc, tasks); len(*todo) == before {
+				m.Remember(svc, tasks, at)
+			}
+		}
+		again = Sooner(again, at)
+	}
+	return again
+}
+
 // Quiet reports whether there is still nothing to do for a service, and when
 // there will be.
 func (m *Memo) Quiet(now time.Time, svc *cluster.Service, tasks []*cluster.Task) (again time.Time, ok bool) {

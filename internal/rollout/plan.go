@@ -48,19 +48,7 @@ const (
 func Plan(now time.Time, v store.View, began map[string]time.Time, memo *pass.Memo) (todo pass.Todo, again time.Time) {
 	memo.Begin(v)
 	p := &planner{now: now, v: v, began: began}
-	for _, s := range v.Services() {
-		tasks := v.TasksOf(s.ID)
-		at, quiet := memo.Quiet(now, s, tasks)
-		if !quiet {
-			before := len(p.todo)
-			p.again = time.Time{}
-			p.service(s, tasks)
-			if at = p.again; len(p.todo) == before {
-				memo.Remember(s, tasks, at)
-			}
-		}
-		again = pass.Sooner(again, at)
-	}
+	again = memo.Services(now, v, &p.todo, p.service)
 	return p.todo, again
 }
 
@@ -82,9 +70,11 @@ type rollout struct {
 	compared map[uint64]cluster.SpecChange
 }
 
-func (p *planner) service(s *cluster.Service, tasks []*cluster.Task) {
+// service plans one service and returns when to look at it again.
+func (p *planner) service(s *cluster.Service, tasks []*cluster.Task) time.Time {
+	p.again = time.Time{}
 	if s.Allocated != s.SpecVersion || s.Spec.Mode.ReplicatedJob != nil || s.Spec.Mode.GlobalJob != nil {
-		return
+		return p.again
 	}
 	r := &rollout{
 		planner: p, svc: s, cfg: configOf(s), places: cluster.Places(tasks),
@@ -100,6 +90,7 @@ func (p *planner) service(s *cluster.Service, tasks []*cluster.Task) {
 			r.status(swarm.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: &p.now, Message: updating})
 		}
 	}
+	return p.again
 }
 
 func state(s *cluster.Service) swarm.UpdateState {

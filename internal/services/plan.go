@@ -36,19 +36,7 @@ func Plan(now time.Time, v store.View, memo *pass.Memo) (todo pass.Todo, again t
 	memo.Begin(v)
 	p := &planner{now: now, v: v, constraints: map[*swarm.ServiceSpec][]cluster.Constraint{}}
 	p.misfits = p.overcommitted(memo)
-	for _, svc := range v.Services() {
-		tasks := v.TasksOf(svc.ID)
-		at, quiet := memo.Quiet(now, svc, tasks)
-		if !quiet {
-			before := len(p.todo)
-			p.again = time.Time{}
-			p.service(svc, tasks)
-			if at = p.again; len(p.todo) == before {
-				memo.Remember(svc, tasks, at)
-			}
-		}
-		again = pass.Sooner(again, at)
-	}
+	again = memo.Services(now, v, &p.todo, p.service)
 	return p.todo, again
 }
 
@@ -63,10 +51,12 @@ type planner struct {
 	constraints map[*swarm.ServiceSpec][]cluster.Constraint
 }
 
-func (p *planner) service(svc *cluster.Service, tasks []*cluster.Task) {
+// service plans one service and returns when to look at it again.
+func (p *planner) service(svc *cluster.Service, tasks []*cluster.Task) time.Time {
+	p.again = time.Time{}
 	mode := svc.Spec.Mode
 	if mode.ReplicatedJob != nil || mode.GlobalJob != nil {
-		return // control refuses jobs as yet
+		return p.again // control refuses jobs as yet
 	}
 	s := &servicePlan{
 		planner: p, svc: svc, places: cluster.Places(tasks),
@@ -74,13 +64,14 @@ func (p *planner) service(svc *cluster.Service, tasks []*cluster.Task) {
 	}
 	if mode.Global != nil {
 		s.global()
-		return
+		return p.again
 	}
 	want := 1
 	if mode.Replicated != nil && mode.Replicated.Replicas != nil {
 		want = int(*mode.Replicated.Replicas)
 	}
 	s.replicated(want)
+	return p.again
 }
 
 // servicePlan is the pass over one service.
