@@ -145,13 +145,6 @@ func (c *Client) setLeader(addr string) {
 	c.leader = addr
 }
 
-// Known returns the managers as they were last told.
-func (c *Client) Known() []Manager {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Clone(c.managers)
-}
-
 // fail notes that a session with addr could not be had, or was lost.
 func (c *Client) fail(addr string) {
 	c.mu.Lock()

@@ -27,7 +27,7 @@ type conns struct {
 	done  bool
 }
 
-// connect returns a new connection to a manager; creds nil means as this node.
+// connect returns a new connection to a manager, made at its first call.
 func connect(cd *codec, dial Dialer, addr string, creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(creds),

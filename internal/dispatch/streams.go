@@ -145,23 +145,30 @@ type hereFrames struct {
 func (h *hereFrames) end() { h.once.Do(func() { close(h.r.over) }) }
 
 // Next implements Frames.
-func (h *hereFrames) Next() ([]byte, error) {
+func (h *hereFrames) Next() ([]byte, error) { return nextData(h.recv) }
+
+func (h *hereFrames) recv(f *frame) error {
+	if first := h.r.first; first != nil {
+		h.r.first, *f = nil, *first
+		return nil
+	}
+	return h.r.stream.RecvMsg(f)
+}
+
+// nextData returns the data of the next frame that has any.
+func nextData(recv func(*frame) error) ([]byte, error) {
 	for {
-		f := h.r.first
-		h.r.first = nil
-		if f == nil {
-			f = new(frame)
-			if err := h.r.stream.RecvMsg(f); err != nil {
-				if errors.Is(err, io.EOF) {
-					return nil, io.EOF
-				}
-				return nil, fromGRPC(err)
+		f := new(frame)
+		if err := recv(f); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil, io.EOF
 			}
+			return nil, fromGRPC(err)
 		}
-		if f.Err != nil {
+		switch {
+		case f.Err != nil:
 			return nil, fromWire(f.Err)
-		}
-		if f.Data != nil {
+		case f.Data != nil:
 			return f.Data, nil
 		}
 	}
@@ -202,21 +209,7 @@ type thereFrames struct {
 
 // Next implements Frames.
 func (t *thereFrames) Next() ([]byte, error) {
-	for {
-		f := new(frame)
-		if err := t.stream.RecvMsg(f); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil, io.EOF
-			}
-			return nil, fromGRPC(err)
-		}
-		if f.Err != nil {
-			return nil, fromWire(f.Err)
-		}
-		if f.Data != nil {
-			return f.Data, nil
-		}
-	}
+	return nextData(func(f *frame) error { return t.stream.RecvMsg(f) })
 }
 
 // Close implements Frames.

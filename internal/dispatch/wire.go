@@ -52,7 +52,7 @@ type Session struct {
 	GossipKey []byte
 	// Role is the role the node should have a certificate for.
 	Role swarm.NodeRole
-	// Availability and Labels are the node's, for those who show them.
+	// Availability is the node's, for those who show it.
 	Availability swarm.NodeAvailability
 }
 
