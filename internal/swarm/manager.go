@@ -100,14 +100,18 @@ func (m *member) manage(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { // ends with ctx
-		for m.id.Peer().Role == api.NodeRoleManager {
+		for {
+			changed := m.id.Changed() // before the look, so that nothing slips between
+			if m.id.Peer().Role != api.NodeRoleManager {
+				cancel()
+				return
+			}
 			select {
-			case <-m.id.Changed():
+			case <-changed:
 			case <-ctx.Done():
 				return
 			}
 		}
-		cancel()
 	}()
 	mgr, err := m.newManager()
 	if err != nil {

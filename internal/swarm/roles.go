@@ -83,6 +83,9 @@ func (r *roles) demote(ctx context.Context, n *cluster.Node) error {
 	}
 	next := *n
 	next.Manager = nil
+	if err := r.raft.Propose(ctx, store.UpdateNode(&next)); err != nil {
+		return err
+	}
 	r.log.Info("manager was demoted", "node", n.ID)
-	return r.raft.Propose(ctx, store.UpdateNode(&next))
+	return nil
 }
