@@ -215,8 +215,9 @@ func (x *tx) putCluster(c *Change) error {
 	return nil
 }
 
-// settleNode numbers the versions of a node's spec and keeps the soft state out of the log: a writer that read a node as
-// UNKNOWN does not log it, and a logged change of state ends a soft one.
+// settleNode numbers the versions of a node's spec and keeps the soft state out
+// of the log: a writer that read a node as UNKNOWN does not log it, and a logged
+// change of state ends a soft one.
 func (x *tx) settleNode(old, n *cluster.Node) error {
 	switch {
 	case n == nil:
