@@ -58,7 +58,7 @@ type Gossip struct {
 	cfg Config
 
 	mu       sync.Mutex
-	alive    map[string]bool
+	alive    map[string]string // address by node
 	dead     map[string]bool
 	watchers map[chan struct{}]bool
 }
@@ -68,7 +68,7 @@ func New(cfg Config) *Gossip {
 	if cfg.Port == 0 {
 		cfg.Port = Port
 	}
-	return &Gossip{cfg: cfg, alive: map[string]bool{}, dead: map[string]bool{}, watchers: map[chan struct{}]bool{}}
+	return &Gossip{cfg: cfg, alive: map[string]string{}, dead: map[string]bool{}, watchers: map[chan struct{}]bool{}}
 }
 
 // Dead returns the nodes that were seen once and do not answer any more.
@@ -99,13 +99,13 @@ func (g *Gossip) Watch() (<-chan struct{}, func()) {
 	}
 }
 
-func (g *Gossip) set(node string, dead bool) {
+func (g *Gossip) set(node, addr string, dead bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if dead {
 		delete(g.alive, node)
 	} else {
-		g.alive[node] = true
+		g.alive[node] = addr
 	}
 	if g.dead[node] == dead {
 		return
@@ -121,6 +121,18 @@ func (g *Gossip) set(node string, dead bool) {
 		default:
 		}
 	}
+}
+
+// addrs returns where the living are. The library's own list may not be read
+// while it gossips.
+func (g *Gossip) addrs() map[string]bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	known := map[string]bool{}
+	for _, a := range g.alive {
+		known[a] = true
+	}
+	return known
 }
 
 // Run gossips until ctx ends, and then says goodbye. key, of 32 bytes, encrypts
@@ -151,10 +163,7 @@ func (g *Gossip) Run(ctx context.Context, key []byte) error {
 // join asks those managers in that are not members. It is done again and again,
 // so that the two sides of a healed partition find each other.
 func (g *Gossip) join(m *memberlist.Memberlist) {
-	known := map[string]bool{}
-	for _, n := range m.Members() {
-		known[n.Addr.String()] = true
-	}
+	known := g.addrs()
 	var missing []string
 	for _, a := range g.cfg.Peers() {
 		if a = a.Unmap(); !known[a.String()] && a != g.cfg.Addr {
@@ -188,11 +197,11 @@ func (g *Gossip) config(key []byte) *memberlist.Config {
 // events notes who comes and goes.
 type events struct{ g *Gossip }
 
-func (e events) NotifyJoin(n *memberlist.Node)   { e.g.set(n.Name, false) }
-func (e events) NotifyUpdate(n *memberlist.Node) { e.g.set(n.Name, false) }
+func (e events) NotifyJoin(n *memberlist.Node)   { e.g.set(n.Name, n.Addr.String(), false) }
+func (e events) NotifyUpdate(n *memberlist.Node) { e.g.set(n.Name, n.Addr.String(), false) }
 func (e events) NotifyLeave(n *memberlist.Node) {
 	if n.Name != e.g.cfg.NodeID {
-		e.g.set(n.Name, true)
+		e.g.set(n.Name, "", true)
 	}
 }
 
