@@ -64,14 +64,10 @@ func serviceAPI(v store.View, s *cluster.Service, defaults bool) swarm.Service {
 		ID: s.ID, Meta: s.API(), Spec: *s.Spec, PreviousSpec: s.Previous, UpdateStatus: s.Update,
 	}
 	if defaults {
-		out.Spec = withDefaults(out.Spec)
-		if s.Previous != nil {
-			prev := withDefaults(*s.Previous)
-			out.PreviousSpec = &prev
-		}
+		out.Spec = withDefaults(out.Spec) // the one before stays as it was given
 	}
 	// Ports and addresses are those of the spec they were made for.
-	if len(s.Ports) > 0 || len(s.VIPs) > 0 {
+	if len(s.Ports) > 0 || len(s.VIPs) > 0 || s.Allocated == s.SpecVersion {
 		out.Endpoint = swarm.Endpoint{Ports: s.Ports}
 		if s.Spec.EndpointSpec != nil {
 			out.Endpoint.Spec = *s.Spec.EndpointSpec
