@@ -1,4 +1,4 @@
-// whoami is the small web server in the image skep/whoami, which is on every
+// Command whoami is the small web server in the image skep/whoami, which is on every
 // node of a swarm: it tells who answers. Over HTTP and over UDP on one port it
 // answers in plain text with its service, task, slot, node, addresses and host
 // name, and with the address it sees the client at.

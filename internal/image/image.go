@@ -1,6 +1,6 @@
 // Package image keeps the images of one host in containerd's stores: pull, load,
-// import, tag, list, inspect, remove. It ships skep/whoami inside the binary. It
-// never runs anything. engine, httpapi and agent call it.
+// push, save, import, tag, list, inspect, remove. It never runs anything. engine,
+// httpapi, agent and whoami call it.
 package image
 
 import (

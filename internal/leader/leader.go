@@ -1,6 +1,6 @@
 // Package leader runs the loops that only the leader may run, as one group that
-// lives and dies with leadership. It knows nothing of what they do. The daemon
-// calls Run on every manager.
+// lives and dies with leadership. It knows nothing of what they do. swarm
+// runs one Group on every manager.
 package leader
 
 import (

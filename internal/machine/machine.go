@@ -2,8 +2,8 @@
 // testing: each has its own network, mount, process, hostname and IPC
 // namespaces, its own /run and /etc, a data root, cgroups, and a skep daemon
 // inside. It owns the folder of a fleet and everything on the host that belongs
-// to it. It knows the daemon only as a program it starts. The command line, the
-// demo, tests and benches call it.
+// to it. It never looks inside a daemon, which it knows only as a program that it
+// starts. cmd/skep, tests and benches call it, and the demo through cmd/skep.
 package machine
 
 import (

@@ -1,7 +1,7 @@
 // Package pass drives the loops that only the leader runs: wake, plan, write,
 // wait. It owns when a pass is made and how its writes become log entries; what
-// is written is each loop's own plan. The five loops call it; it knows none of
-// them.
+// is written is each loop's own plan. allocate, services, rollout, schedule and
+// reap call it; it knows none of them.
 package pass
 
 import (

@@ -1,6 +1,7 @@
 // Package runtime ships runc and the shim inside the skep binary and puts them
 // on disk where they can be executed. They are built from pinned modules by
-// scripts/build-runtime.sh, compressed, and embedded from bin/. engine calls it.
+// scripts/build-runtime.sh, compressed, and embedded from bin/. It never runs
+// them: engine calls it and does.
 package runtime
 
 import (

@@ -1,7 +1,8 @@
 // Package sim runs a whole control plane in one process on a fake clock: the
 // real store and the real loops, with nodes that are played. Tests start it
 // inside a testing/synctest bubble, do to it what happens to swarms, and see
-// what becomes of it; after every log entry it checks what must always hold.
+// what becomes of it; after every log entry it checks what must always hold. No
+// program contains it.
 package sim
 
 import (

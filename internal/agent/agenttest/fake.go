@@ -1,5 +1,6 @@
 // Package agenttest holds a container runtime in memory and the tests that it
 // and a real host both pass, so that simulations cannot drift from the truth.
+// agent's tests use it; no program does.
 package agenttest
 
 import (

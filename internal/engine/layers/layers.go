@@ -2,7 +2,8 @@
 // image names, snapshots, leases and their garbage collection, behind
 // containerd's own client. It builds them from containerd's libraries directly,
 // without its plugin registry, daemon, sockets or task service: skep drives
-// shims itself (see engine/shims). engine opens it; image shares its client.
+// shims itself (see engine/shims). It never runs a container. engine opens it;
+// image shares its client.
 package layers
 
 import (

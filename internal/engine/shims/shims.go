@@ -2,7 +2,7 @@
 // to those an earlier daemon left, and finds each new container a place in one.
 // A shim holds several containers, which saves an exec and most of the memory of
 // each; how many is bounded, because a shim that dies takes what it knew with it.
-// engine calls it.
+// It knows nothing of what runs in them. engine calls it.
 package shims
 
 import (
