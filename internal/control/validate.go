@@ -342,6 +342,9 @@ func validateContainer(c *swarm.ContainerSpec) error {
 			return err
 		}
 	}
+	if err := checkTemplates(c); err != nil {
+		return err
+	}
 	return validateHealth(c.Healthcheck)
 }
 
