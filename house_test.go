@@ -55,7 +55,7 @@ var rooms = []roomRule{
 	{"swarm", append([]string{"cluster", "store", "raftlog", "pki", "gossip", "control", "dispatch", "leader", "durable"}, loops...), "it puts the swarm together; the node's work is given to it as an Agent"},
 	{"image", []string{"cluster"}, "a store of one host"},
 	{"volume", []string{"cluster"}, "a store of one host"},
-	{"network", []string{"cluster"}, "it builds what it is told, and is told in the nouns"},
+	{"network", []string{"cluster", "durable"}, "it builds what it is told, and is told in the nouns"},
 	{"engine", []string{"cluster", "runtime", "image", "network"}, "it runs containers and knows of no swarm"},
 	{"agent", []string{"cluster", "engine", "image"}, "it never talks to managers itself: a dispatch.Client feeds it"},
 	{"whoami", []string{"cluster", "image"}, "an image and its name"},

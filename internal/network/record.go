@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/network"
+
+	"github.com/skep-dev/skep/internal/durable"
 )
 
 // netRecord is a network of this host as it is kept on disk. A record is never
@@ -142,23 +144,15 @@ func (s *sandbox) public() *Sandbox {
 // records is a directory of JSON files, one a record.
 type records struct{ dir string }
 
-// put writes a record so that a crash leaves either the old or the new one.
+// put writes a record, one caller a record at a time. A network must outlive a
+// power cut: one whose file was cut off would keep the daemon from starting.
+// (Sandboxes are in memory, where that costs nothing.)
 func (r records) put(id string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(r.dir, id+".json")
-	f, err := os.CreateTemp(r.dir, ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone already when the rename was done
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return durable.WriteFile(filepath.Join(r.dir, id+".json"), data)
 }
 
 // remove forgets a record; one that is not there is no error.
@@ -182,7 +176,7 @@ func (r records) load(each func(data []byte) error) error {
 	}
 	for _, f := range files {
 		path := filepath.Join(r.dir, f.Name())
-		if strings.HasPrefix(f.Name(), ".new-") {
+		if !strings.HasSuffix(f.Name(), ".json") { // of a crash while writing
 			if err := os.Remove(path); err != nil {
 				return err
 			}
