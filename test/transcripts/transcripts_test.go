@@ -26,7 +26,7 @@ const (
 	cmdTimeout = time.Minute
 	pollEvery  = 100 * time.Millisecond
 	patience   = 40 * time.Second // no test asserts a time; this only ends a hang
-	root       = "/var/lib/skep-test-transcripts"
+	testRoot   = "/var/lib/skep-test-transcripts"
 )
 
 // fleet is the machines that all transcripts share.
@@ -66,9 +66,16 @@ func newFleet(t *testing.T, machines ...string) *fleet {
 			t.Fatalf("%v: run `make build images` first", err)
 		}
 	}
+	root := testRoot
+	if r := os.Getenv("SKEP_MACHINES"); r != "" {
+		root = r
+	}
 	f := &fleet{root: root, config: t.TempDir(), addrs: map[string]string{}}
 	f.skep(t, "machine", "rm", "-f", "--all")
 	t.Cleanup(func() {
+		if t.Failed() {
+			f.logs(t)
+		}
 		if os.Getenv("SKEP_KEEP") == "" {
 			f.skep(t, "machine", "rm", "-f", "--all")
 		}
@@ -82,6 +89,15 @@ func newFleet(t *testing.T, machines ...string) *fleet {
 	}
 	f.ver = f.do(t, machines[0], "docker version --format '{{.Server.Version}}'")
 	return f
+}
+
+// logs shows the end of every daemon's log, for a failed test.
+func (f *fleet) logs(t *testing.T) {
+	t.Helper()
+	for m := range f.addrs {
+		b, err := os.ReadFile(filepath.Join(f.root, m, "daemon.log"))
+		t.Logf("--- %s, %v\n%s", m, err, b[max(0, len(b)-3000):])
+	}
 }
 
 // run runs a command line at a machine and returns what it printed.
@@ -98,7 +114,7 @@ func (f *fleet) run(t *testing.T, machine, command string) block {
 	err := cmd.Run()
 	if ctx.Err() != nil || cmd.ProcessState == nil {
 		t.Errorf("%s $ %s: %v\n%s%s", machine, command, err, out.String(), errOut.String())
-		return block{exit: 255}
+		return block{host: machine, command: command, exit: 255}
 	}
 	return block{host: machine, command: command, stdout: out.String(), stderr: errOut.String(), exit: cmd.ProcessState.ExitCode()}
 }
@@ -156,7 +172,7 @@ func (f *fleet) play(t *testing.T, s script) script {
 			try := n.clone()
 			b = f.run(t, want.host, line)
 			b.stdout, b.stderr = try.normal(b.stdout), try.normal(b.stderr)
-			if !want.eventually || same(b, want) || time.Now().After(end) || *update && time.Now().After(end.Add(8*time.Second-patience)) {
+			if !want.eventually || same(b, want) || time.Now().After(end) || *update && time.Now().After(end.Add(3*time.Second-patience)) {
 				n = try
 				break
 			}
