@@ -97,7 +97,7 @@ func (s *Store) data(name string) string { return filepath.Join(s.root, name, "_
 
 func (s *Store) read(name string) (record, error) {
 	var r record
-	if !validName.MatchString(name) {
+	if !validName.MatchString(name) || len(name) > 255 {
 		return r, fs.ErrNotExist
 	}
 	raw, err := os.ReadFile(filepath.Join(s.dir(name), "volume.json"))
