@@ -119,6 +119,9 @@ func TestLifeOfATask(t *testing.T) {
 		if st := n.is("t1", cluster.StateRunning, true, ""); st.Message != "started" || st.PID == 0 || st.At.IsZero() {
 			t.Errorf("%+v", st)
 		}
+		n.rt.Gone("web.1.t1") // nobody may be sent to it while it is cleared away
+		synctest.Wait()
+		n.is("t1", cluster.StateRunning, false, "")
 		n.rt.Exit("web.1.t1", 137)
 		synctest.Wait()
 		if st := n.is("t1", cluster.StateFailed, false, "task: non-zero exit (137)"); st.ExitCode != 137 || st.Message != "started" {

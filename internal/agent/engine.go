@@ -93,12 +93,23 @@ func (h Host) Changed(ctx context.Context, ref string, last Container) (Containe
 	if err != nil {
 		return Container{}, err
 	}
+	gone, err := h.Engine.Gone(ref)
+	if err != nil {
+		return Container{}, err
+	}
+	is := false
 	for {
 		c, err := h.Inspect(ctx, ref)
+		c.Gone = is || last.Gone
 		if err != nil || !c.same(last) {
 			return c, err
 		}
+		if c.Gone {
+			gone = nil // what is left to wait for is the end of the clearing
+		}
 		select {
+		case <-gone:
+			is = true
 		case <-exit:
 			exit = nil
 			if ctx.Err() != nil {

@@ -45,6 +45,9 @@ type Container struct {
 	ID     string
 	Labels map[string]string
 	State  container.ContainerState
+	// Gone: its process has ended, but not all is cleared away, and State does not
+	// say so yet. Only Changed tells of it.
+	Gone bool
 	// Health is empty without a health check.
 	Health   container.HealthStatus
 	PID      int
@@ -64,10 +67,10 @@ func (c Container) running() bool {
 
 // serving reports whether requests may be sent to the container.
 func (c Container) serving() bool {
-	return c.running() && (c.Health == "" || c.Health == container.Healthy)
+	return c.running() && !c.Gone && (c.Health == "" || c.Health == container.Healthy)
 }
 
 // same reports whether nothing has changed that Changed tells of.
 func (c Container) same(last Container) bool {
-	return c.running() == last.running() && c.Health == last.Health
+	return c.running() == last.running() && c.Health == last.Health && c.Gone == last.Gone
 }

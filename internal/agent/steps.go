@@ -264,7 +264,7 @@ func (r *running) watch(ctx context.Context) outcome {
 			r.observe(st, seen)
 			// It was healthy once. After a restart of the daemon its checks begin
 			// anew, which is no reason to take it out of the balancers.
-			st.Serving = true
+			st.Serving = !seen.Gone
 		})
 		c, err = rt.Changed(ctx, r.ref(), c)
 	}

@@ -69,7 +69,7 @@ func (e *Engine) adoptOne(ctx context.Context, c *ctr) (alive bool, then func())
 		return false, nil
 	}
 	shim, ok := e.pool.Hold(rec.Shim)
-	r := &run{ended: make(chan struct{})}
+	r := newRun(nil)
 	c.run = r
 	if ok {
 		st, err := shim.Tasks.State(ctx, &taskapi.StateRequest{ID: c.id})
@@ -90,7 +90,7 @@ func (e *Engine) adoptOne(ctx context.Context, c *ctr) (alive bool, then func())
 // halfStarted deals with a container whose start the last daemon did not live to
 // record: what there is of it is ended, and it counts as killed.
 func (e *Engine) halfStarted(c *ctr, rec record) func() {
-	r := &run{ended: make(chan struct{})}
+	r := newRun(nil)
 	c.run = r
 	if shim, ok := e.pool.Hold(rec.Shim); ok {
 		r.shim = shim

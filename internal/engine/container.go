@@ -104,8 +104,13 @@ type ctr struct {
 // run is one life of a container, from its start to its end.
 type run struct {
 	shim  *shims.Shim
+	gone  chan struct{} // closed when its process has ended
 	ended chan struct{} // closed when its end has been dealt with
 	stop  context.CancelFunc
+}
+
+func newRun(shim *shims.Shim) *run {
+	return &run{shim: shim, gone: make(chan struct{}), ended: make(chan struct{})}
 }
 
 func newCtr(rec record) *ctr {

@@ -44,6 +44,7 @@ func (e *Engine) watch(c *ctr, r *run) {
 // ended deals with a run's end: what it held is given back, its end is recorded
 // and told, and its restart policy applied.
 func (e *Engine) ended(ctx context.Context, c *ctr, r *run, end stdio.Exit) {
+	close(r.gone)
 	rec := c.view()
 	oom := e.oomKilled(rec)
 	e.clear(ctx, &rec, r)

@@ -345,6 +345,25 @@ func (e *Engine) Resize(ctx context.Context, ref string, height, width uint32) e
 	return nil
 }
 
+// Gone returns a channel that is closed when the process of a container that runs
+// has ended. That is before Wait and the events tell of it: giving back what the
+// container held takes its time, on a busy host seconds, and nobody should
+// connect to it meanwhile. Of a container that does not run it is closed.
+func (e *Engine) Gone(ref string) (<-chan struct{}, error) {
+	c, err := e.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.run == nil {
+		gone := make(chan struct{})
+		close(gone)
+		return gone, nil
+	}
+	return c.run.gone, nil
+}
+
 // Wait returns a channel that yields once, when the condition is met: a container
 // that does not run (or the next end of one that does), the next end, or its
 // removal.

@@ -38,6 +38,36 @@ func TestLifeCycle(t *testing.T) {
 	}
 }
 
+// TestGone: the end of the process is told by the time the end of the container is.
+func TestGone(t *testing.T) {
+	r := newRig(t)
+	id := r.run([]string{"sleep", "1000"}, nil)
+	gone, err := r.Gone(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-gone:
+		t.Fatal("it runs")
+	default:
+	}
+	r.must(r.Kill(t.Context(), id, ""))
+	r.end(id)
+	select {
+	case <-gone:
+	default:
+		t.Error("its end is dealt with, but its process is not gone")
+	}
+	fresh := r.create([]string{"true"}, nil)
+	if gone, err = r.Gone(fresh); err != nil {
+		t.Fatal(err)
+	}
+	<-gone // it never ran
+	if _, err := r.Gone("nosuch"); !errdefs.IsNotFound(err) {
+		t.Errorf("of an unknown container: %v", err)
+	}
+}
+
 func TestStartErrors(t *testing.T) {
 	r := newRig(t)
 	for _, tt := range []struct {

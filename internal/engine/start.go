@@ -149,7 +149,7 @@ func (e *Engine) launch(ctx context.Context, c *ctr, rec *record) (r *run, err e
 	if _, err := shim.Tasks.Start(ctx, &taskapi.StartRequest{ID: rec.ID}); err != nil {
 		return nil, launchError(err)
 	}
-	return &run{shim: shim, ended: make(chan struct{})}, nil
+	return newRun(shim), nil
 }
 
 // bundle writes what runc reads and returns the shim's request.

@@ -89,6 +89,9 @@ func Conform(t *testing.T, rt agent.Runtime, image string, end func(id string, c
 	watch := func() {
 		go func() {
 			now, err := rt.Changed(ctx, id, c)
+			for err == nil && now.Gone && now.State == container.StateRunning { // its end follows
+				now, err = rt.Changed(ctx, id, now)
+			}
 			changed <- result{now, err}
 		}()
 	}

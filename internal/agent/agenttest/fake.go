@@ -87,6 +87,15 @@ func (r *Runtime) Exit(name string, code int) {
 	})
 }
 
+// Gone ends a container's process; what it held is not given back yet.
+func (r *Runtime) Gone(name string) {
+	r.change(func() {
+		if c := r.byName[name]; c != nil {
+			c.Container.Gone = true
+		}
+	})
+}
+
 // Health sets what a container's health check finds.
 func (r *Runtime) Health(name string, h container.HealthStatus) {
 	r.change(func() {
@@ -314,7 +323,7 @@ func (r *Runtime) Changed(ctx context.Context, ref string, last agent.Container)
 		if err != nil {
 			return agent.Container{}, err
 		}
-		if now.State != last.State || now.Health != last.Health {
+		if now.State != last.State || now.Health != last.Health || now.Gone != last.Gone {
 			return now, nil
 		}
 		select {
