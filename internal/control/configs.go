@@ -7,6 +7,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 	"github.com/skep-dev/skep/internal/store"
 )
 
@@ -28,18 +29,18 @@ func (a *API) configMethods() {
 }
 
 // Configs lists configs.
-func (a *API) Configs(ctx context.Context, filters Filters) ([]swarm.Config, error) {
-	return read(ctx, a, "configs", listReq{filters}, a.configs)
+func (a *API) Configs(ctx context.Context, f Filters) ([]swarm.Config, error) {
+	return read(ctx, a, "configs", listReq{f}, a.configs)
 }
 
 func (a *API) configs(_ context.Context, r listReq) ([]swarm.Config, error) {
 	f := r.Filters
-	if err := checkFilters(f, "names", "name", "id", "label"); err != nil {
+	if err := filters.Check(f, "names", "name", "id", "label"); err != nil {
 		return nil, err
 	}
 	var out []swarm.Config
 	for _, s := range a.Store.View().Configs() {
-		if exact(f, "names", s.Spec.Name) && prefixed(f, "name", s.Spec.Name) && prefixed(f, "id", s.ID) && labelled(f, "label", s.Spec.Labels) {
+		if filters.Exact(f, "names", s.Spec.Name) && filters.Prefixed(f, "name", s.Spec.Name) && filters.Prefixed(f, "id", s.ID) && filters.Labels(f, "label", s.Spec.Labels) {
 			out = append(out, configAPI(s))
 		}
 	}

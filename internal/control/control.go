@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 	"github.com/skep-dev/skep/internal/raftlog"
 	"github.com/skep-dev/skep/internal/store"
 )
@@ -39,8 +40,8 @@ type Forwarder interface {
 	Forward(ctx context.Context, method string, body []byte) ([]byte, error)
 }
 
-// Filters are the Engine API's filters: key to the set of values.
-type Filters = map[string]map[string]bool
+// Filters are the Engine API's filters.
+type Filters = filters.Filters
 
 // API answers the users of one manager. All methods are safe for concurrent use.
 type API struct {

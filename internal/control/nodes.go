@@ -7,6 +7,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 	"github.com/skep-dev/skep/internal/raftlog"
 	"github.com/skep-dev/skep/internal/store"
 )
@@ -31,13 +32,13 @@ func (a *API) nodeMethods() {
 
 // Nodes lists the swarm's hosts. While there is no leader it fails: who is
 // there is not known then.
-func (a *API) Nodes(ctx context.Context, filters Filters) ([]swarm.Node, error) {
-	return write(ctx, a, "nodes", listReq{filters}, a.nodes)
+func (a *API) Nodes(ctx context.Context, f Filters) ([]swarm.Node, error) {
+	return write(ctx, a, "nodes", listReq{f}, a.nodes)
 }
 
 func (a *API) nodes(_ context.Context, r listReq) ([]swarm.Node, error) {
 	f := r.Filters
-	if err := checkFilters(f, "id", "label", "node.label", "name", "role", "membership"); err != nil {
+	if err := filters.Check(f, "id", "label", "node.label", "name", "role", "membership"); err != nil {
 		return nil, err
 	}
 	for role := range f["role"] {
@@ -57,8 +58,8 @@ func (a *API) nodes(_ context.Context, r listReq) ([]swarm.Node, error) {
 		if n.Description != nil {
 			engine = n.Description.Engine.Labels
 		}
-		if prefixed(f, "id", n.ID) && prefixed(f, "name", hostname(n), n.Spec.Name) && exact(f, "role", string(n.Spec.Role)) &&
-			exact(f, "membership", "accepted") && labelled(f, "label", engine) && labelled(f, "node.label", n.Spec.Labels) {
+		if filters.Prefixed(f, "id", n.ID) && filters.Prefixed(f, "name", hostname(n), n.Spec.Name) && filters.Exact(f, "role", string(n.Spec.Role)) &&
+			filters.Exact(f, "membership", "accepted") && filters.Labels(f, "label", engine) && filters.Labels(f, "node.label", n.Spec.Labels) {
 			out = append(out, nodeAPI(n, members))
 		}
 	}

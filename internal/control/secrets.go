@@ -7,6 +7,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 	"github.com/skep-dev/skep/internal/store"
 )
 
@@ -28,18 +29,18 @@ func (a *API) secretMethods() {
 }
 
 // Secrets lists secrets, without what is in them.
-func (a *API) Secrets(ctx context.Context, filters Filters) ([]swarm.Secret, error) {
-	return read(ctx, a, "secrets", listReq{filters}, a.secrets)
+func (a *API) Secrets(ctx context.Context, f Filters) ([]swarm.Secret, error) {
+	return read(ctx, a, "secrets", listReq{f}, a.secrets)
 }
 
 func (a *API) secrets(_ context.Context, r listReq) ([]swarm.Secret, error) {
 	f := r.Filters
-	if err := checkFilters(f, "names", "name", "id", "label"); err != nil {
+	if err := filters.Check(f, "names", "name", "id", "label"); err != nil {
 		return nil, err
 	}
 	var out []swarm.Secret
 	for _, s := range a.Store.View().Secrets() {
-		if exact(f, "names", s.Spec.Name) && prefixed(f, "name", s.Spec.Name) && prefixed(f, "id", s.ID) && labelled(f, "label", s.Spec.Labels) {
+		if filters.Exact(f, "names", s.Spec.Name) && filters.Prefixed(f, "name", s.Spec.Name) && filters.Prefixed(f, "id", s.ID) && filters.Labels(f, "label", s.Spec.Labels) {
 			out = append(out, secretAPI(s))
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 	"github.com/skep-dev/skep/internal/store"
 )
 
@@ -50,20 +51,20 @@ func (a *API) serviceMethods() {
 }
 
 // Services lists services, with the numbers of their tasks if status is set.
-func (a *API) Services(ctx context.Context, filters Filters, status bool) ([]swarm.Service, error) {
-	return read(ctx, a, "services", listServices{filters, status}, a.services)
+func (a *API) Services(ctx context.Context, f Filters, status bool) ([]swarm.Service, error) {
+	return read(ctx, a, "services", listServices{f, status}, a.services)
 }
 
 func (a *API) services(_ context.Context, r listServices) ([]swarm.Service, error) {
 	f := r.Filters
-	if err := checkFilters(f, "id", "name", "label", "mode", "runtime"); err != nil {
+	if err := filters.Check(f, "id", "name", "label", "mode", "runtime"); err != nil {
 		return nil, err
 	}
 	v := a.Store.View()
 	var out []swarm.Service
 	for _, s := range v.Services() {
-		if !prefixed(f, "id", s.ID) || !prefixed(f, "name", s.Spec.Name) || !labelled(f, "label", s.Spec.Labels) ||
-			!exact(f, "mode", modeOf(s.Spec.Mode)) || !exact(f, "runtime", "container") {
+		if !filters.Prefixed(f, "id", s.ID) || !filters.Prefixed(f, "name", s.Spec.Name) || !filters.Labels(f, "label", s.Spec.Labels) ||
+			!filters.Exact(f, "mode", modeOf(s.Spec.Mode)) || !filters.Exact(f, "runtime", "container") {
 			continue
 		}
 		svc := serviceAPI(v, s, false)

@@ -8,6 +8,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 	"github.com/skep-dev/skep/internal/store"
 )
 
@@ -17,13 +18,13 @@ func (a *API) taskMethods() {
 }
 
 // Tasks lists the services' tasks; the attachments of plain containers are none.
-func (a *API) Tasks(ctx context.Context, filters Filters) ([]swarm.Task, error) {
-	return read(ctx, a, "tasks", listReq{filters}, a.tasks)
+func (a *API) Tasks(ctx context.Context, f Filters) ([]swarm.Task, error) {
+	return read(ctx, a, "tasks", listReq{f}, a.tasks)
 }
 
 func (a *API) tasks(_ context.Context, r listReq) ([]swarm.Task, error) {
 	f := r.Filters
-	if err := checkFilters(f, "name", "id", "label", "service", "node", "desired-state", "_up-to-date", "up-to-date", "runtime"); err != nil {
+	if err := filters.Check(f, "name", "id", "label", "service", "node", "desired-state", "_up-to-date", "up-to-date", "runtime"); err != nil {
 		return nil, err
 	}
 	v := a.Store.View()
@@ -102,13 +103,13 @@ func candidates(v store.View, services, nodes map[string]bool) []*cluster.Task {
 }
 
 func passes(v store.View, f Filters, t *cluster.Task) bool {
-	if !prefixed(f, "id", t.ID) || len(f["name"]) > 0 && !prefixed(f, "name", taskName(v, t)) {
+	if !filters.Prefixed(f, "id", t.ID) || len(f["name"]) > 0 && !filters.Prefixed(f, "name", taskName(v, t)) {
 		return false
 	}
 	if states := f["desired-state"]; len(states) > 0 && !states[string(t.Desired.API())] && !states[strings.ToUpper(string(t.Desired.API()))] {
 		return false
 	}
-	if len(f["label"]) > 0 && !labelled(f, "label", nil) { // tasks have no labels of their own
+	if len(f["label"]) > 0 && !filters.Labels(f, "label", nil) { // tasks have no labels of their own
 		return false
 	}
 	for _, key := range []string{"up-to-date", "_up-to-date"} {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/events"
+
+	"github.com/skep-dev/skep/internal/filters"
 )
 
 // kept is how many events a late listener can still have, and how far a slow
@@ -137,8 +139,8 @@ func networkDriver(name string) string {
 }
 
 // eventMatches reports whether m passes Docker's event filters.
-func eventMatches(m events.Message, filters map[string]map[string]bool) bool {
-	for key, values := range filters {
+func eventMatches(m events.Message, f filters.Filters) bool {
+	for key, values := range f {
 		if len(values) == 0 {
 			continue
 		}
@@ -162,7 +164,7 @@ func eventMatchesKey(m events.Message, key string, values map[string]bool) bool 
 	case "daemon":
 		return m.Type == events.DaemonEventType && (values[attrs["name"]] || values[m.Actor.ID])
 	case "label":
-		return hasLabels(attrs, values)
+		return filters.HasLabels(attrs, values)
 	case "image":
 		if m.Type == events.ImageEventType {
 			return anyPrefix(values, m.Actor.ID, attrs["name"]) || values[stripTag(m.Actor.ID)] || values[stripTag(attrs["name"])]
@@ -185,18 +187,6 @@ func anyPrefix(values map[string]bool, id, name string) bool {
 		}
 	}
 	return false
-}
-
-// hasLabels reports whether all wanted labels ("key" or "key=value") are there.
-func hasLabels(labels map[string]string, wanted map[string]bool) bool {
-	for w := range wanted {
-		k, v, valued := strings.Cut(w, "=")
-		got, ok := labels[k]
-		if !ok || valued && got != v {
-			return false
-		}
-	}
-	return true
 }
 
 func stripTag(ref string) string {

@@ -14,6 +14,7 @@ import (
 	apinetwork "github.com/moby/moby/api/types/network"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 )
 
 // List returns what ps shows, newest first.
@@ -214,7 +215,7 @@ func (f *filter) passes(rec record) bool {
 	case len(f.exited) > 0 && !(f.exited[rec.State.ExitCode] && !rec.State.running() && !rec.State.Finished.IsZero()):
 	case len(f.names) > 0 && !slices.ContainsFunc(f.names, func(re *regexp.Regexp) bool { return re.MatchString(rec.Name) || re.MatchString("/"+rec.Name) }):
 	case len(want["id"]) > 0 && !anyPrefix(want["id"], rec.ID, ""):
-	case !hasLabels(rec.Config.Labels, want["label"]):
+	case !filters.HasLabels(rec.Config.Labels, want["label"]):
 	case len(want["status"]) > 0 && !want["status"][string(rec.State.Status)]:
 	case len(want["health"]) > 0 && !want["health"][string(healthOf(rec))]:
 	case len(want["is-task"]) > 0 && !isTask(rec, want["is-task"]):

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 )
 
 // Remove removes a container and what belongs to it.
@@ -124,9 +125,9 @@ func (e *Engine) removeLater(c *ctr) {
 
 // Prune removes the stopped containers that pass the filters (label, label!,
 // until), as docker container prune does.
-func (e *Engine) Prune(ctx context.Context, filters map[string]map[string]bool) (container.PruneReport, error) {
+func (e *Engine) Prune(ctx context.Context, f filters.Filters) (container.PruneReport, error) {
 	report := container.PruneReport{ContainersDeleted: []string{}}
-	until, err := pruneUntil(filters)
+	until, err := pruneUntil(f)
 	if err != nil {
 		return report, err
 	}
@@ -137,8 +138,7 @@ func (e *Engine) Prune(ctx context.Context, filters map[string]map[string]bool) 
 		default:
 			continue
 		}
-		if !until.IsZero() && rec.Created.After(until) || !hasLabels(rec.Config.Labels, filters["label"]) ||
-			len(filters["label!"]) > 0 && hasLabels(rec.Config.Labels, filters["label!"]) {
+		if !until.IsZero() && rec.Created.After(until) || !filters.Pruned(f, rec.Config.Labels) {
 			continue
 		}
 		size := e.size(rec)

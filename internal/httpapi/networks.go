@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 )
 
 func (s *Server) networkRoutes() []route {
@@ -61,35 +62,11 @@ func (s *Server) networkList(w http.ResponseWriter, r *http.Request) error {
 }
 
 // matchNetwork applies the filters of network ls.
-func matchNetwork(n network.Inspect, filters map[string]map[string]bool) bool {
-	any := func(key string, match func(v string) bool) bool {
-		if len(filters[key]) == 0 {
-			return true
-		}
-		for v := range filters[key] {
-			if match(v) {
-				return true
-			}
-		}
-		return false
-	}
-	for want := range filters["label"] {
-		if !hasLabel(n.Labels, want) {
-			return false
-		}
-	}
-	return any("driver", func(v string) bool { return n.Driver == v }) &&
-		any("id", func(v string) bool { return strings.HasPrefix(n.ID, v) }) &&
-		any("name", func(v string) bool { return strings.Contains(n.Name, v) }) &&
-		any("scope", func(v string) bool { return n.Scope == v }) &&
-		any("type", func(v string) bool { return (v == "builtin") == isPredefined(n.Name) })
-}
-
-// hasLabel reports whether labels hold what a label filter wants: key or key=value.
-func hasLabel(labels map[string]string, want string) bool {
-	key, value, exact := strings.Cut(want, "=")
-	got, ok := labels[key]
-	return ok && (!exact || got == value)
+func matchNetwork(n network.Inspect, f filters.Filters) bool {
+	return filters.Labels(f, "label", n.Labels) &&
+		filters.Exact(f, "driver", n.Driver) && filters.Prefixed(f, "id", n.ID) && filters.Exact(f, "scope", n.Scope) &&
+		filters.Any(f, "name", func(v string) bool { return strings.Contains(n.Name, v) }) &&
+		filters.Any(f, "type", func(v string) bool { return (v == "builtin") == isPredefined(n.Name) })
 }
 
 // tidyNetwork makes absent maps and lists empty ones, as clients expect them.

@@ -18,6 +18,7 @@ import (
 	"github.com/moby/moby/api/types/registry"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 )
 
 // maxBody bounds a JSON request. The largest legitimate one is a config's or
@@ -98,46 +99,35 @@ func intParam(q url.Values, name string) (*int, error) {
 
 // filterParam reads the filters of a query: {"key":{"value":true}}, or the old
 // {"key":["value"]}.
-func filterParam(q url.Values) (map[string]map[string]bool, error) {
+func filterParam(q url.Values) (filters.Filters, error) {
 	raw := q.Get("filters")
 	if raw == "" {
 		return nil, nil
 	}
-	var filters map[string]map[string]bool
-	if json.Unmarshal([]byte(raw), &filters) == nil {
-		return filters, nil
+	var f filters.Filters
+	if json.Unmarshal([]byte(raw), &f) == nil {
+		return f, nil
 	}
 	var lists map[string][]string
 	if err := json.Unmarshal([]byte(raw), &lists); err != nil {
 		return nil, cluster.Invalidf("invalid filter: %v", err)
 	}
-	filters = make(map[string]map[string]bool, len(lists))
+	f = make(filters.Filters, len(lists))
 	for key, values := range lists {
-		filters[key] = make(map[string]bool, len(values))
+		f[key] = make(map[string]bool, len(values))
 		for _, v := range values {
-			filters[key][v] = true
+			f[key][v] = true
 		}
 	}
-	return filters, nil
+	return f, nil
 }
 
 // checkFilters refuses a filter that the noun does not know, in Docker's words.
-func checkFilters(filters map[string]map[string]bool, known ...string) error {
-next:
-	for key := range filters {
-		for _, k := range known {
-			if key == k {
-				continue next
-			}
-		}
-		return cluster.Invalidf("Invalid filter '%s'", key)
-	}
-	return nil
-}
+func checkFilters(f filters.Filters, known ...string) error { return filters.Check(f, known...) }
 
 // boolFilter reads a filter whose only values are true and false (1 and 0).
-func boolFilter(filters map[string]map[string]bool, key string, absent bool) (bool, error) {
-	values := filters[key]
+func boolFilter(f filters.Filters, key string, absent bool) (bool, error) {
+	values := f[key]
 	if len(values) == 0 {
 		return absent, nil
 	}

@@ -11,11 +11,12 @@ import (
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/control"
 	"github.com/skep-dev/skep/internal/engine"
+	"github.com/skep-dev/skep/internal/filters"
 	"github.com/skep-dev/skep/internal/servicelogs"
 )
 
-// Filters are the API's filters: key to the set of values.
-type Filters = map[string]map[string]bool
+// Filters are the API's filters.
+type Filters = filters.Filters
 
 // Control is the swarm's state as a manager shows and changes it; *control.API is
 // one. Errors are errdefs kinds with Docker's words.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/engine"
+	"github.com/skep-dev/skep/internal/filters"
 )
 
 func (s *Server) volumeRoutes() []route {
@@ -141,9 +142,9 @@ func treeSize(dir string) int64 {
 
 // pruneFilter returns the test of prune's label, label! and until filters on an
 // object's labels and creation time (in seconds; 0 where it has none).
-func pruneFilter(filters map[string]map[string]bool) (func(labels map[string]string, created int64) bool, error) {
+func pruneFilter(f filters.Filters) (func(labels map[string]string, created int64) bool, error) {
 	var until time.Time
-	for v := range filters["until"] {
+	for v := range f["until"] {
 		t, err := parseTime("until", v)
 		if err != nil {
 			return nil, err
@@ -151,19 +152,6 @@ func pruneFilter(filters map[string]map[string]bool) (func(labels map[string]str
 		until = t
 	}
 	return func(labels map[string]string, created int64) bool {
-		if !until.IsZero() && !time.Unix(created, 0).Before(until) {
-			return false
-		}
-		for want := range filters["label"] {
-			if !hasLabel(labels, want) {
-				return false
-			}
-		}
-		for unwanted := range filters["label!"] {
-			if hasLabel(labels, unwanted) {
-				return false
-			}
-		}
-		return true
+		return (until.IsZero() || time.Unix(created, 0).Before(until)) && filters.Pruned(f, labels)
 	}, nil
 }

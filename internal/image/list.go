@@ -7,7 +7,6 @@ import (
 	"path"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/distribution/reference"
@@ -17,6 +16,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 )
 
 func (m *meta) created() time.Time {
@@ -99,12 +99,13 @@ func (s *Store) List(ctx context.Context, opts ListOptions) ([]image.Summary, er
 
 // filter turns the API's filters into a function that picks an image and the
 // names to show of it.
-func (s *Store) filter(ctx context.Context, filters map[string]map[string]bool) (func(*entry) (tags, digests []string, ok bool), error) {
-	var tests []func(*entry) bool
+func (s *Store) filter(ctx context.Context, f filters.Filters) (func(*entry) (tags, digests []string, ok bool), error) {
+	tests := []func(*entry) bool{func(e *entry) bool { return filters.Pruned(f, e.config.Config.Labels) }}
 	var patterns []string
-	for key, values := range filters {
+	for key, values := range f {
 		for v := range values {
 			switch key {
+			case "label", "label!":
 			case "reference":
 				if _, err := path.Match(v, ""); err != nil {
 					return nil, cluster.Invalidf("invalid reference filter %q: %v", v, err)
@@ -142,10 +143,6 @@ func (s *Store) filter(ctx context.Context, filters map[string]map[string]bool) 
 
 func (s *Store) test(ctx context.Context, key, v string) (func(*entry) bool, error) {
 	switch key {
-	case "label":
-		return func(e *entry) bool { return hasLabel(e.config.Config.Labels, v) }, nil
-	case "label!":
-		return func(e *entry) bool { return !hasLabel(e.config.Config.Labels, v) }, nil
 	case "dangling":
 		want, err := strconv.ParseBool(v)
 		if err != nil {
@@ -186,12 +183,6 @@ func parseUntil(v string) (time.Time, error) {
 		}
 	}
 	return time.Time{}, cluster.Invalidf("invalid filter 'until=[%s]'", v)
-}
-
-func hasLabel(labels map[string]string, want string) bool {
-	k, v, withValue := strings.Cut(want, "=")
-	got, ok := labels[k]
-	return ok && (!withValue || got == v)
 }
 
 func matches(patterns []string, n reference.Named) bool {

@@ -7,15 +7,19 @@ import (
 	"strings"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/filters"
 )
 
 // filter turns the API's filters into a test. Values of one key are
-// alternatives, except labels, which must all match.
-func (s *Store) filter(filters map[string]map[string]bool, known ...string) (func(record) bool, error) {
-	var tests []func(record) bool
-	for key, values := range filters {
+// alternatives, except those of label and label!, which count together.
+func (s *Store) filter(f filters.Filters, known ...string) (func(record) bool, error) {
+	tests := []func(record) bool{func(r record) bool { return filters.Pruned(f, r.Labels) }}
+	for key, values := range f {
 		if !slices.Contains(known, key) {
 			return nil, cluster.Invalidf("invalid filter '%s'", key)
+		}
+		if key == "label" || key == "label!" {
+			continue
 		}
 		var any []func(record) bool
 		for v := range values {
@@ -23,11 +27,7 @@ func (s *Store) filter(filters map[string]map[string]bool, known ...string) (fun
 			if err != nil {
 				return nil, err
 			}
-			if key == "label" || key == "label!" {
-				tests = append(tests, t)
-			} else {
-				any = append(any, t)
-			}
+			any = append(any, t)
 		}
 		if len(any) > 0 {
 			tests = append(tests, func(r record) bool {
@@ -53,20 +53,10 @@ func (s *Store) test(key, v string) (func(record) bool, error) {
 		return func(r record) bool { return (len(s.users(r.Name)) == 0) == want }, nil
 	case "driver":
 		return func(record) bool { return v == "local" }, nil
-	case "label":
-		return func(r record) bool { return hasLabel(r.Labels, v) }, nil
-	case "label!":
-		return func(r record) bool { return !hasLabel(r.Labels, v) }, nil
 	}
 	re, err := regexp.Compile(v)
 	if err != nil {
 		return func(r record) bool { return strings.Contains(r.Name, v) }, nil
 	}
 	return func(r record) bool { return re.MatchString(r.Name) }, nil
-}
-
-func hasLabel(labels map[string]string, want string) bool {
-	k, v, withValue := strings.Cut(want, "=")
-	got, ok := labels[k]
-	return ok && (!withValue || got == v)
 }
