@@ -35,7 +35,7 @@ func measurements() []measurement {
 		{"memory", "an idle daemon, an idle manager, and each task with its shim: anonymous and kernel memory", 3, memory},
 		{"scheduler", "the scheduler alone: 100k tasks on 1k nodes, 1M on 10k", 3, scheduler},
 		{"log-per-task", "bytes of Raft log a task, from creation to running", 1, logPerTask},
-		{"throughput", "TCP between containers on two hosts: overlay, through a virtual address, beside plain VXLAN", 3, throughput},
+		{"throughput", "TCP between containers on two hosts: overlay, through a virtual address, beside plain VXLAN", 5, throughput},
 		{"writes", "writes a second: three managers on one disk, eight clients", 3, writes},
 		{"name", "a new service's name on another node", 7, name},
 		{"update", "requests lost in a rolling update, a scale-down and a drain under load", 3, update},
