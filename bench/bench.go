@@ -174,10 +174,20 @@ type figure struct {
 	Runs      int      `json:"runs"`
 }
 
+// beside returns what a figure is compared with, nil when with nothing.
+func (b *bench) beside(name string) (*side, []float64) {
+	for s, v := range b.seen[name] {
+		if s != b.ours && len(v) > 0 {
+			return s, v
+		}
+	}
+	return nil, nil
+}
+
 // print writes a table for people and then a JSON object a figure and line.
 func (b *bench) print(out io.Writer, took time.Duration) error {
 	w := tabwriter.NewWriter(out, 0, 1, 3, ' ', 0)
-	fmt.Fprintf(w, "\n%s (median, min–max)\tSKEP\tDOCKER\tRATIO\tRUNS\n", b.m.name)
+	fmt.Fprintf(w, "\n%s (median, min–max)\tSKEP\tPEER\tRATIO\tRUNS\n", b.m.name)
 	var lines [][]byte
 	for _, name := range b.names {
 		ours := b.seen[name][b.ours]
@@ -186,9 +196,9 @@ func (b *bench) print(out io.Writer, took time.Duration) error {
 		}
 		f := figure{Name: name, Value: round(b.value(name, ours)), Unit: b.units[name], Runs: len(ours)}
 		peer, ratio := "-", "-"
-		if theirs := b.seen[name][b.peer]; b.peer != nil && len(theirs) > 0 {
+		if other, theirs := b.beside(name); other != nil {
 			v := round(b.value(name, theirs))
-			f.Peer, f.PeerValue = &b.peer.name, &v
+			f.Peer, f.PeerValue = &other.name, &v
 			peer = spread(theirs)
 			if v != 0 {
 				r := round(b.value(name, ours) / v)

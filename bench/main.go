@@ -60,7 +60,7 @@ func list() {
 	}
 }
 
-func one(name string) (err error) {
+func one(name string) error {
 	for _, m := range measurements() {
 		if m.name != name {
 			continue
@@ -73,6 +73,11 @@ func one(name string) (err error) {
 		if err != nil {
 			return err
 		}
+		unlock, err := onlyOne()
+		if err != nil {
+			return err
+		}
+		defer unlock()
 		if err := b.clear(); err != nil { // what a killed run left
 			return err
 		}
@@ -87,6 +92,20 @@ func one(name string) (err error) {
 		return b.print(os.Stdout, time.Since(start))
 	}
 	return fmt.Errorf("no measurement %q; `make bench` lists them", name)
+}
+
+// onlyOne sees to it that no other bench runs: it would remove this one's hosts,
+// and neither would measure anything.
+func onlyOne() (unlock func(), err error) {
+	f, err := os.OpenFile("/run/lock/skep-bench", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, errors.New("another bench is running")
+	}
+	return func() { f.Close() }, nil
 }
 
 // envInt reads a number from the environment.
