@@ -34,7 +34,9 @@ type fleet struct {
 	root   string
 	config string // an empty folder of settings for the docker command
 	addrs  map[string]string
-	ver    string
+
+	machines []string
+	ver      string
 }
 
 func repo(t *testing.T, path ...string) string {
@@ -70,7 +72,7 @@ func newFleet(t *testing.T, machines ...string) *fleet {
 	if r := os.Getenv("SKEP_MACHINES"); r != "" {
 		root = r
 	}
-	f := &fleet{root: root, config: t.TempDir(), addrs: map[string]string{}}
+	f := &fleet{root: root, config: t.TempDir(), addrs: map[string]string{}, machines: machines}
 	f.skep(t, "machine", "rm", "-f", "--all")
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -87,6 +89,9 @@ func newFleet(t *testing.T, machines ...string) *fleet {
 		f.skep(t, "machine", "ssh", m, "sh", "-c", "echo nameserver 127.0.0.1 > /etc/resolv.conf")
 		f.do(t, m, "docker load -q -i "+tar)
 	}
+	// An address beside the machines' that nobody has.
+	first := f.addrs[machines[0]]
+	f.addrs["nobody"] = first[:strings.LastIndex(first, ".")] + ".250"
 	f.ver = f.do(t, machines[0], "docker version --format '{{.Server.Version}}'")
 	return f
 }
@@ -94,7 +99,7 @@ func newFleet(t *testing.T, machines ...string) *fleet {
 // logs shows the end of every daemon's log, for a failed test.
 func (f *fleet) logs(t *testing.T) {
 	t.Helper()
-	for m := range f.addrs {
+	for _, m := range f.machines {
 		b, err := os.ReadFile(filepath.Join(f.root, m, "daemon.log"))
 		t.Logf("--- %s, %v\n%s", m, err, b[max(0, len(b)-3000):])
 	}
@@ -144,7 +149,7 @@ func (f *fleet) skep(t *testing.T, args ...string) string {
 // with the first as its manager.
 func (f *fleet) swarm(t *testing.T, members []string) {
 	t.Helper()
-	for m := range f.addrs {
+	for _, m := range f.machines {
 		f.run(t, m, "docker swarm leave --force; docker ps -aq | xargs -r docker rm -f; docker volume prune -af")
 	}
 	if len(members) == 0 {
