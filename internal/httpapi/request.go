@@ -25,6 +25,9 @@ import (
 // secret's payload in base64, under 2 MB.
 const maxBody = 4 << 20
 
+// maxIgnored bounds what is read of a body that is too large, and forgotten.
+const maxIgnored = 8 * maxBody
+
 // readJSON decodes a request's body into v as strictly as Docker does: it must
 // be JSON by its type, one value, and nothing after it. Unknown fields are let
 // pass, since newer clients send them.
@@ -38,6 +41,8 @@ func readJSON(r *http.Request, v any) error {
 		var tooLarge *http.MaxBytesError
 		switch {
 		case errors.As(err, &tooLarge):
+			// Who is cut off while sending does not hear why.
+			io.CopyN(io.Discard, r.Body, maxIgnored)
 			return cluster.Invalidf("invalid JSON: request body is larger than %d bytes", maxBody)
 		case errors.Is(err, io.EOF):
 			return cluster.Invalidf("invalid JSON: got EOF while reading request body")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/cluster"
 )
@@ -122,7 +124,7 @@ func (s *Store) adopt(ctx context.Context, d ocispec.Descriptor, progress Progre
 	}
 	named = reference.TagNameOnly(named)
 	if err := s.unpack(ctx, images.Image{Name: named.String(), Target: d}, m); err != nil {
-		return fmt.Errorf("image %s: %w", reference.FamiliarString(named), err)
+		return unpackError(ctx, fmt.Errorf("image %s: %w", reference.FamiliarString(named), err))
 	}
 	if old, err := s.findName(ctx, named); err == nil && old.id != m.id {
 		say(progress, jsonstream.Message{Stream: fmt.Sprintf("The image %s already exists, renaming the old one with ID %s to empty string\n", reference.FamiliarString(named), old.id)})
@@ -232,7 +234,7 @@ func (s *Store) Import(ctx context.Context, tar io.Reader, ref, message string, 
 		return "", err
 	}
 	if err := s.unpack(ctx, images.Image{Name: name, Target: target}, m); err != nil {
-		return "", err
+		return "", unpackError(ctx, err)
 	}
 	if name == "" {
 		err = s.dangle(ctx, target)
@@ -243,6 +245,16 @@ func (s *Store) Import(ctx context.Context, tar io.Reader, ref, message string, 
 		s.event(events.ActionImport, m.id.String(), m.id.String())
 	}
 	return m.id.String(), err
+}
+
+// unpackError tells the fault of an archive that a user sent from the host's.
+func unpackError(ctx context.Context, err error) error {
+	for _, ours := range []error{unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EROFS, unix.EMFILE, unix.ENOMEM, context.Canceled, context.DeadlineExceeded} {
+		if ctx.Err() != nil || errors.Is(err, ours) {
+			return err
+		}
+	}
+	return cluster.Invalidf("the archive cannot be unpacked: %v", err)
 }
 
 // writeLayer stores a tar, uncompressed, as a layer.
