@@ -33,7 +33,7 @@ var flagGroups = []group{
 		ok("--quiet", "-q", "!overlay"),
 	}},
 	{command: "network rm", before: "docker service rm nv", line: "docker network rm %s", flags: []flagCase{
-		ok("--force", "docker network rm --force nosuch; for i in $(seq 100); do docker network rm --force n > /dev/null; docker network inspect n > /dev/null 2>&1 || break; done; docker network ls", "! n "),
+		ok("--force", "docker network rm --force nosuch; for i in $(seq 300); do docker network rm --force n > /dev/null; docker network inspect n > /dev/null 2>&1 || break; sleep .1; done; docker network ls", "! n "),
 	}},
 	{command: "node inspect", line: "docker node inspect %s self", flags: []flagCase{
 		ok("--format", "--format {{.Spec.Role}}+", "manager+"),
