@@ -167,6 +167,9 @@ func (h *truth) judge(a answered) (worst time.Duration, task, complaint string) 
 	return worst, task, ""
 }
 
+// dying is how long before its recorded end a process may have closed its sockets.
+const dying = 250 * time.Millisecond
+
 // calm reports whether nothing could excuse a connection that fails: since a
 // second before it was asked for, no task came or went, or was about to, and its
 // node heard the leader all the time.
@@ -184,7 +187,7 @@ func (h *truth) calm(a answered) bool {
 		if l.gone.IsZero() {
 			continue
 		}
-		began := l.gone
+		began := l.gone.Add(-dying)
 		for _, s := range h.deaf[l.node] {
 			if s.holds(l.gone) { // cut off with its host, at the latest then
 				began = s.from
