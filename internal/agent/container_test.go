@@ -130,7 +130,7 @@ func TestWhatIsRefused(t *testing.T) {
 		{func(w *cluster.WantedTask) { w.Spec.ContainerSpec.Hostname = "{{" }, "expanding hostname failed", nil},
 		{func(w *cluster.WantedTask) {
 			w.Spec.ContainerSpec.Env = []string{`A={{range $i, $e := .Service.Labels}}{{printf "%9999999s" "x"}}{{end}}`}
-		}, "longer than", nil},
+		}, "too wide", nil},
 		{func(w *cluster.WantedTask) {
 			w.Spec.ContainerSpec.Mounts = []mount.Mount{{Type: mount.TypeCluster, Target: "/x"}}
 		}, "cluster volumes are not supported yet", errdefs.IsNotImplemented},
