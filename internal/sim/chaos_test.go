@@ -53,11 +53,9 @@ func (c *chaos) play() {
 		time.Sleep(c.Random(20 * time.Second))
 	}
 	c.Flaky(0)
+	c.Fleet.Heal(sortedKeys(c.down)...)
 	for _, id := range c.nodes {
-		if c.down[id] {
-			c.Fleet.Heal(id)
-		}
-		c.Fleet.Availability(id, swarm.NodeAvailabilityActive)
+		c.Fleet.Change(id, func(n *cluster.Node) { n.Spec.Availability, n.Spec.Labels = swarm.NodeAvailabilityActive, nil })
 	}
 	c.Until(5*time.Minute, "all as wanted", func(v store.View) bool {
 		for id, n := range c.want {
@@ -101,8 +99,20 @@ func (c *chaos) create() {
 	if c.Intn(2) == 0 {
 		spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: c.back}}
 	}
-	if c.Intn(2) == 0 {
+	switch c.Intn(5) {
+	case 0, 1:
 		spec.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}}}
+	case 2: // one of two ports of its host, which others may want, too
+		if port := uint32(8000 + c.Intn(2)); want != ^uint64(0) && c.onHostPort(port) < 2 { // so that there is room
+			spec.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{
+				TargetPort: 80, PublishedPort: port, PublishMode: swarm.PortConfigPublishModeHost,
+			}}}
+			want = min(want, 2)
+			spec.Mode.Replicated.Replicas = &want
+		}
+	}
+	if c.Intn(3) == 0 {
+		spec.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.labels.x!=2"}}
 	}
 	spec.UpdateConfig = &swarm.UpdateConfig{
 		Parallelism: uint64(c.Intn(3)), Delay: c.Random(3 * time.Second), Monitor: time.Second,
@@ -117,11 +127,14 @@ func (c *chaos) create() {
 func (c *chaos) event() {
 	node := c.nodes[c.Intn(len(c.nodes))]
 	id, any := c.anyService()
-	switch e := c.Intn(12); {
+	switch e := c.Intn(14); {
 	case !any || e == 0:
 		c.create()
 	case e == 1 && c.want[id] != ^uint64(0):
 		c.want[id] = uint64(c.Intn(10))
+		if hostPortOf(c.View().Service(id)) != 0 {
+			c.want[id] %= 3
+		}
 		c.Scale(id, c.want[id])
 	case e <= 3:
 		c.Update(id, image(fmt.Sprint("ok v", c.Intn(1000))))
@@ -142,7 +155,90 @@ func (c *chaos) event() {
 		c.LoseLeader()
 	case e == 11:
 		c.Fleet.Change(node, func(n *cluster.Node) { n.Spec.Labels = map[string]string{"x": fmt.Sprint(c.Intn(3))} })
+	case e == 12:
+		c.part()
+	case e == 13:
+		c.isolate()
 	}
+}
+
+// hostPortOf returns the port of their host that a service's tasks want, or 0.
+func hostPortOf(svc *cluster.Service) uint32 {
+	if e := svc.Spec.EndpointSpec; e != nil && len(e.Ports) > 0 && cluster.HostPort(e.Ports[0]) {
+		return e.Ports[0].PublishedPort
+	}
+	return 0
+}
+
+// onHostPort counts the services that want a port of their hosts.
+func (c *chaos) onHostPort(port uint32) (n int) {
+	for _, svc := range c.View().Services() {
+		if hostPortOf(svc) == port {
+			n++
+		}
+	}
+	return n
+}
+
+// part cuts off a group of nodes at one moment. Sometimes they are back before
+// anybody has noticed, and sometimes the leader is lost meanwhile, too.
+func (c *chaos) part() {
+	var group []string
+	for _, i := range c.perm(len(c.nodes))[:1+c.Intn(3)] {
+		if id := c.nodes[i]; !c.down[id] && len(c.down) < 4 {
+			group = append(group, id)
+			c.down[id] = true
+		}
+	}
+	c.apart(group, c.Random(2*detection))
+	if c.Intn(2) == 0 {
+		c.Fleet.Heal(group...)
+		for _, id := range group {
+			delete(c.down, id)
+		}
+	}
+}
+
+// isolate cuts a leader off from all nodes that are left, and brings them back:
+// to it, or to the one that has taken over.
+func (c *chaos) isolate() {
+	var group []string
+	for _, id := range c.nodes {
+		if !c.down[id] {
+			group = append(group, id)
+		}
+	}
+	c.apart(group, c.Random(10*detection))
+	c.Fleet.Heal(group...)
+}
+
+// apart cuts nodes off for a while, in which things may happen; those that were
+// not heard of for long are down after it.
+func (c *chaos) apart(group []string, d time.Duration) {
+	c.Fleet.Part(group...)
+	time.Sleep(d / 2)
+	if d >= detection && c.Intn(2) == 0 {
+		c.Fleet.Down(group...) // so far it was the same leader
+	}
+	switch id, any := c.anyService(); {
+	case c.Intn(3) == 0:
+		c.LoseLeader()
+	case any && c.Intn(2) == 0:
+		c.Update(id, image(fmt.Sprint("ok v", c.Intn(1000))))
+	}
+	time.Sleep(d / 2)
+	if d >= detection {
+		c.Fleet.Down(group...)
+	}
+}
+
+func (c *chaos) perm(n int) []int {
+	out := make([]int, n)
+	for i := range out {
+		j := c.Intn(i + 1)
+		out[i], out[j] = out[j], i
+	}
+	return out
 }
 
 // toggle cuts off or kills a node, or heals it; at most two are down at once.

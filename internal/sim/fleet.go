@@ -27,6 +27,7 @@ type machine struct {
 	id         string
 	cut        bool // nobody hears of it
 	off        bool // nothing runs on it
+	anew       bool // it registers anew: it says everything again
 	containers map[string]*container
 }
 
@@ -34,6 +35,9 @@ type machine struct {
 type container struct {
 	task    string
 	part    Part
+	desired cluster.State // as it was told last
+	holds   []held        // addresses
+	ports   []swarm.PortConfig
 	state   cluster.State
 	serving bool
 	stop    bool // told to
@@ -101,13 +105,23 @@ func (f *Fleet) pass(ctx context.Context, now time.Time) time.Time {
 	var hard []store.Change
 	for _, id := range sortedKeys(f.machines) {
 		m := f.machines[id]
+		if m.anew && !m.cut {
+			hard = append(hard, f.everything(m, v)...)
+			if f.s.propose(ctx, f.s.leader(), hard...) != nil {
+				next = minTime(next, now.Add(100*time.Millisecond))
+				hard = nil
+				continue // no leader: told again later
+			}
+			hard, m.anew = nil, false
+			v = f.s.View()
+		}
 		if !m.cut {
 			f.listen(m, v, now)
 		}
 		for _, task := range sortedKeys(m.containers) {
 			c := m.containers[task]
 			for c.due.Before(now.Add(1)) && !c.state.Terminal() && !m.off {
-				f.advance(c, v.Task(task), now)
+				f.advance(c, now)
 			}
 			if !c.due.IsZero() && c.due.Before(next) && !c.state.Terminal() && !m.off {
 				next = c.due
@@ -121,6 +135,7 @@ func (f *Fleet) pass(ctx context.Context, now time.Time) time.Time {
 			}
 		}
 	}
+	f.really(v)
 	if len(soft) > 0 {
 		f.s.Store.ObserveAll(soft)
 	}
@@ -167,8 +182,7 @@ func (f *Fleet) listen(m *machine, v store.View, now time.Time) {
 		switch {
 		case c == nil && t.Status.State.Terminal():
 		case c == nil:
-			part := partOf(v.SpecOf(t.ServiceID, t.SpecVersion).Spec.TaskTemplate.ContainerSpec.Image)
-			c = &container{task: t.ID, part: part, state: cluster.StateAssigned, due: now}
+			c = f.container(v, t, now)
 			if t.Desired > cluster.StateRunning || t.Status.State == cluster.StateRunning {
 				// Told to stop what it never had, or lost in a power cut.
 				c.state, c.ended = cluster.StateShutdown, now
@@ -177,6 +191,12 @@ func (f *Fleet) listen(m *machine, v store.View, now time.Time) {
 				}
 			}
 			m.containers[t.ID] = c
+		}
+		if c != nil && c.desired != t.Desired {
+			c.desired = t.Desired
+			if c.state == cluster.StateReady {
+				c.due = now
+			}
 		}
 		if c != nil && !c.stop && (t.Desired > cluster.StateRunning || t.Status.State.Terminal()) && !c.state.Terminal() {
 			c.stop, c.serving = true, false
@@ -193,8 +213,29 @@ func (f *Fleet) listen(m *machine, v store.View, now time.Time) {
 	}
 }
 
-// advance takes a container one step further.
-func (f *Fleet) advance(c *container, t *cluster.Task, now time.Time) {
+// container makes what a task asks for.
+func (f *Fleet) container(v store.View, t *cluster.Task, now time.Time) *container {
+	spec := v.SpecOf(t.ServiceID, t.SpecVersion).Spec
+	c := &container{
+		task: t.ID, part: partOf(spec.TaskTemplate.ContainerSpec.Image),
+		desired: t.Desired, state: cluster.StateAssigned, due: now,
+	}
+	for _, a := range t.Networks {
+		c.holds = append(c.holds, held{a.NetworkID, a.Addr})
+	}
+	if spec.EndpointSpec != nil {
+		for _, p := range spec.EndpointSpec.Ports {
+			if cluster.HostPort(p) && p.PublishedPort != 0 {
+				c.ports = append(c.ports, p)
+			}
+		}
+	}
+	return c
+}
+
+// advance takes a container one step further. It knows what its machine was told,
+// which may be long ago.
+func (f *Fleet) advance(c *container, now time.Time) {
 	step := 5*time.Millisecond + f.s.Random(50*time.Millisecond)
 	c.due = now.Add(step)
 	if c.stop {
@@ -218,11 +259,8 @@ func (f *Fleet) advance(c *container, t *cluster.Task, now time.Time) {
 			c.state, c.ended, c.err = cluster.StateRejected, now, "No such image: "+c.part.kind
 		}
 	case cluster.StateReady:
-		if t == nil || t.Desired != cluster.StateRunning {
+		if c.desired != cluster.StateRunning {
 			c.due = now.Add(time.Hour) // listening wakes it
-			if t != nil && t.Desired == cluster.StateReady {
-				c.due = now.Add(20 * time.Millisecond)
-			}
 			return
 		}
 		c.state = cluster.StateStarting
@@ -312,42 +350,6 @@ func (f *Fleet) Availability(id string, a swarm.NodeAvailability) {
 	f.Change(id, func(n *cluster.Node) { n.Spec.Availability = a })
 }
 
-// detection is how long it takes until a node is known to be down.
-const detection = 2500 * time.Millisecond
-
-// Kill cuts a machine's power: its containers end at once, nobody hears of it.
-func (f *Fleet) Kill(id string) {
-	f.do(func() { f.machines[id].off, f.machines[id].cut = true, true })
-	f.missed(id)
-}
-
-// Cut cuts a machine off: its containers run on.
-func (f *Fleet) Cut(id string) {
-	f.do(func() { f.machines[id].cut = true })
-	f.missed(id)
-}
-
-func (f *Fleet) missed(id string) {
-	time.Sleep(detection)
-	f.Change(id, func(n *cluster.Node) {
-		n.Status = cluster.NodeStatus{State: swarm.NodeStateDown, Message: "heartbeat failure", Since: time.Now()}
-	})
-}
-
-// Heal brings a machine back.
-func (f *Fleet) Heal(id string) {
-	f.do(func() {
-		m := f.machines[id]
-		if m.off {
-			m.containers = map[string]*container{}
-		}
-		m.off, m.cut = false, false
-	})
-	f.Change(id, func(n *cluster.Node) {
-		n.Status = cluster.NodeStatus{State: swarm.NodeStateReady, Since: time.Now()}
-	})
-}
-
 // Leave removes a node from the swarm for good.
 func (f *Fleet) Leave(id string) {
 	f.s.T.Helper()
@@ -367,19 +369,6 @@ func (f *Fleet) Fail(t *cluster.Task) {
 			if c := m.containers[t.ID]; c != nil && !c.state.Terminal() {
 				c.state, c.serving, c.ended = cluster.StateFailed, false, time.Now()
 				c.err, c.exit = "task: non-zero exit (137)", 137
-			}
-		}
-	})
-}
-
-// register lets the machines that can be heard of find a new leader.
-func (f *Fleet) register() {
-	f.do(func() {
-		for _, id := range sortedKeys(f.machines) {
-			if !f.machines[id].cut {
-				time.AfterFunc(100*time.Millisecond+f.s.Random(3*time.Second), func() {
-					f.s.Store.ObserveNode(id, cluster.NodeStatus{})
-				})
 			}
 		}
 	})

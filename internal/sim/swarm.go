@@ -36,6 +36,7 @@ type Swarm struct {
 
 	log   chan struct{} // capacity 1: who holds it owns the next fields. Not a mutex: those freeze the fake clock
 	check func(store.View) error
+	truth bool // the containers themselves are checked, too; set before anything runs
 	flaky int
 	index uint64
 	bytes int
@@ -57,7 +58,7 @@ func New(t testing.TB, seed int64) *Swarm {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Swarm{
 		T: t, Store: store.New(), check: Invariants, log: make(chan struct{}, 1),
-		rng: rand.New(rand.NewSource(seed)), ctx: ctx,
+		rng: rand.New(rand.NewSource(seed)), ctx: ctx, truth: true,
 	}
 	s.Fleet = newFleet(s)
 	var fleet sync.WaitGroup
