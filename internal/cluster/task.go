@@ -30,6 +30,9 @@ type Task struct {
 	// NotBefore is when a task held at desired READY may be wanted RUNNING (the
 	// restart delay); zero when it need not wait for the clock.
 	NotBefore time.Time
+	// Rejected says why the managers stop a task that fitted its node and does no
+	// longer. It keeps what it holds until it has ended; see Final.
+	Rejected string
 	// Networks holds the task's addresses, made by allocate.
 	Networks  []Attachment
 	Iteration uint64 // JobIteration of a job's task
@@ -68,6 +71,15 @@ type Status struct {
 	// Serving is set while the task is running and, if it has a health check,
 	// healthy. Only serving tasks are in the balancers.
 	Serving bool
+}
+
+// Final returns what an observed status means for the task: one that the managers
+// stopped because it no longer fits its node was, in the end, rejected.
+func (t *Task) Final(st Status) Status {
+	if t.Rejected != "" && st.State.Terminal() && st.State < StateRejected {
+		st.State, st.Message, st.Err = StateRejected, "task rejected by constraint enforcer", t.Rejected
+	}
+	return st
 }
 
 // Name returns the task's name: service.slot.id, or service.node.id for a

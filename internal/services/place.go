@@ -90,13 +90,11 @@ func (s *servicePlan) replace(pl cluster.Place, good, gone []*cluster.Task, verd
 	var group []store.Change
 	again, delay := false, time.Duration(0)
 	for _, t := range gone {
-		if verdicts[t] == misfit {
-			group = append(group, store.SetStatus(t.ID, cluster.Status{
-				State: cluster.StateRejected, Message: rejectedMessage, Err: rejectedErr,
-				ContainerID: t.Status.ContainerID,
-			}))
+		end := s.desire(t, cluster.StateShutdown)
+		if verdicts[t] == misfit { // not ended yet: it holds its host ports and its place until it is
+			end.Task.Rejected = rejectedErr
 		}
-		group = append(group, s.desire(t, cluster.StateShutdown))
+		group = append(group, end)
 		if s.covered(t, good) {
 			continue
 		}

@@ -24,11 +24,8 @@ import (
 	"github.com/skep-dev/skep/internal/store"
 )
 
-// Words of Docker's for a task that no longer fits its node.
-const (
-	rejectedMessage = "task rejected by constraint enforcer"
-	rejectedErr     = "assigned node no longer meets constraints"
-)
+// rejectedErr is Docker's for a task that no longer fits its node.
+const rejectedErr = "assigned node no longer meets constraints"
 
 // Plan returns the writes that bring every service to its wanted tasks, and when
 // to look again. memo (nil for none) spares it what has not changed.

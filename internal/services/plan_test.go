@@ -306,9 +306,15 @@ func TestAMisfitIsRejectedAndReplaced(t *testing.T) {
 	for _, group := range todo {
 		g.apply(group...)
 	}
-	g.want("t0001 1 shutdown rejected", "t0002 1 ready new")
+	g.want("t0001 1 shutdown running", "t0002 1 ready new")
+	g.pass() // it may hold a port, or a volume: waited for
+	g.want("t0001 1 shutdown running", "t0002 1 ready new")
+	g.end("t0001", cluster.StateShutdown)
 	g.pass()
 	g.want("t0001 1 shutdown rejected", "t0002 1 running new")
+	if st := g.s.View().Task("t0001").Status; st.Err != rejectedErr {
+		t.Errorf("it ended with %q", st.Err)
+	}
 }
 
 func TestAModeThatChangesLeavesNothingBehind(t *testing.T) {

@@ -430,7 +430,7 @@ func (x *tx) setStatus(old *cluster.Task, c *Change) error {
 	if soft {
 		logged = h.logged
 	}
-	st := *c.Status
+	st := old.Final(*c.Status)
 	if st.At.IsZero() {
 		st.At = x.at
 	}
@@ -465,7 +465,10 @@ func later(soft, logged cluster.Status) bool {
 
 func (x *tx) observe(id string, st cluster.Status) {
 	old := x.Task(id)
-	if old == nil || !follows(old.Status, st) {
+	if old == nil {
+		return
+	}
+	if st = old.Final(st); !follows(old.Status, st) {
 		return
 	}
 	if !x.hiddenTasks.bt.Has(hidden[cluster.Status]{id: id}) {

@@ -185,6 +185,18 @@ func TestStatusNeverGoesBack(t *testing.T) {
 		t.Errorf("a final state became %v", got)
 	}
 	l.do(SetStatus("nosuch", cluster.Status{State: cluster.StateRunning}))
+	// One that the managers stop because it no longer fits was rejected in the end.
+	misfit := task("t2", "s1", 1, 2)
+	misfit.Rejected = "no longer fits"
+	l.do(CreateTask(misfit))
+	l.do(SetStatus("t2", cluster.Status{State: cluster.StateRunning}))
+	if got := l.View().Task("t2").Status; got.State != cluster.StateRunning || got.Err != "" {
+		t.Errorf("while it runs: %+v", got)
+	}
+	l.do(SetStatus("t2", cluster.Status{State: cluster.StateShutdown}))
+	if got := l.View().Task("t2").Status; got.State != cluster.StateRejected || got.Err != "no longer fits" {
+		t.Errorf("when it has ended: %+v", got)
+	}
 	// A loop's write leaves the status alone and does not conflict with it.
 	n := *before
 	n.Desired = cluster.StateShutdown
@@ -311,7 +323,7 @@ func everything(t testing.TB) *log {
 		CreateSecret(&cluster.Secret{ID: "sec", Spec: &swarm.SecretSpec{Annotations: swarm.Annotations{Name: "s"}, Data: []byte("x")}}),
 		CreateConfig(&cluster.Config{ID: "cfg", Spec: &swarm.ConfigSpec{Annotations: swarm.Annotations{Name: "c"}, Data: []byte("x")}}),
 		CreateService(service("s1", "web", "a")))
-	l.do(CreateTask(task(cluster.NewID(), "s1", 1, 1)), CreateTask(&cluster.Task{ID: "att", Attach: &cluster.Attach{NetworkID: "net1", ContainerID: "abc", Wanted: netip.MustParseAddr("10.0.0.9"), Names: []string{"plain"}}}))
+	l.do(CreateTask(task(cluster.NewID(), "s1", 1, 1)), CreateTask(&cluster.Task{ID: "att", Rejected: "why", Attach: &cluster.Attach{NetworkID: "net1", ContainerID: "abc", Wanted: netip.MustParseAddr("10.0.0.9"), Names: []string{"plain"}}}))
 	s := *l.View().Service("s1")
 	s.Previous, s.Spec = s.Spec, serviceSpec("web", "b")
 	s.VIPs = []cluster.VIP{{NetworkID: "net1"}, {NetworkID: "net2", Addr: netip.MustParseAddr("10.0.0.2")}}

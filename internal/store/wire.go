@@ -27,6 +27,7 @@ type wireTask struct {
 	Iteration uint64      `cbor:"8,keyasint,omitempty"`
 	Attach    *wireAttach `cbor:"9,keyasint,omitempty"`
 	Status    *wireStatus `cbor:"10,keyasint,omitempty"`
+	Rejected  string      `cbor:"11,keyasint,omitempty"`
 	Version   uint64      `cbor:"12,keyasint,omitempty"`
 	Wants     uint64      `cbor:"13,keyasint,omitempty"`
 	Created   int64       `cbor:"14,keyasint,omitempty"`
@@ -72,7 +73,7 @@ type wirePort struct {
 func wireTaskOf(t *cluster.Task) *wireTask {
 	w := &wireTask{
 		Service: packedID(t.ServiceID), Spec: t.SpecVersion, Slot: t.Slot, Desired: uint16(t.Desired),
-		NotBefore: nanos(t.NotBefore), Iteration: t.Iteration, Status: wireStatusOf(&t.Status),
+		NotBefore: nanos(t.NotBefore), Iteration: t.Iteration, Rejected: t.Rejected, Status: wireStatusOf(&t.Status),
 	}
 	if t.NodeID != "" {
 		id := packedID(t.NodeID)
@@ -90,7 +91,7 @@ func wireTaskOf(t *cluster.Task) *wireTask {
 func (w *wireTask) task(id string) (*cluster.Task, error) {
 	t := &cluster.Task{
 		ID: id, ServiceID: string(w.Service), SpecVersion: w.Spec, Slot: w.Slot, Desired: cluster.State(w.Desired),
-		NotBefore: instant(w.NotBefore), Iteration: w.Iteration,
+		NotBefore: instant(w.NotBefore), Iteration: w.Iteration, Rejected: w.Rejected,
 		Version: w.Version, Wants: w.Wants, CreatedAt: instant(w.Created), UpdatedAt: instant(w.Updated),
 	}
 	if w.Slot < 0 {
