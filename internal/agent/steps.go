@@ -206,7 +206,8 @@ func (r *running) pull(ctx context.Context, ref string) error {
 	return err
 }
 
-// start starts the container and returns once it is healthy, or has ended.
+// start starts the container and returns once it is healthy or, without a health
+// check, listens on what its service publishes; or has ended.
 func (r *running) start(ctx context.Context) outcome {
 	rt := r.a.cfg.Runtime
 	c, err := rt.Inspect(ctx, r.ref())
@@ -229,6 +230,9 @@ func (r *running) start(ctx context.Context) outcome {
 		case !c.running():
 			return r.ended(c, "")
 		case c.serving():
+			if c.Health == "" {
+				awaitListener(ctx, c.PID, r.task.TCPPorts)
+			}
 			return outcome{status: func(st cluster.Status) cluster.Status {
 				r.observe(&st, c)
 				st.State, st.Message, st.Err, st.Serving = cluster.StateRunning, "started", "", true

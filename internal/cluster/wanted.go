@@ -50,6 +50,7 @@ type WantedTask struct {
 	Desired       State
 	Spec          *swarm.TaskSpec
 	HostPorts     []swarm.PortConfig // published in host mode
+	TCPPorts      []uint32           // its ends of all published TCP ports
 	Networks      []Attachment
 	LogDriver     *swarm.Driver // the swarm's default, if the spec has none
 	// RegistryAuth is what the registry is shown for the image, as the API's

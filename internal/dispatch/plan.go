@@ -7,6 +7,7 @@ import (
 	"sort"
 	"strconv"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
