@@ -138,7 +138,7 @@ func TestOverlay(t *testing.T) {
 		})
 		seen := map[string]bool{}
 		for range 40 {
-			seen[answer(inside("wget -q -O - -T 2 http://web/"))["Task"]] = true
+			seen[answer(inside("timeout 5 wget -q -O - http://web/"))["Task"]] = true
 		}
 		if len(seen) != 3 {
 			t.Errorf("through the virtual address on %s answered %v, want three tasks", c.node, seen)
@@ -148,12 +148,12 @@ func TestOverlay(t *testing.T) {
 		}
 	}
 	// A plain container joins, reaches the service and is reached by name.
-	if a := answer(f.do("worker1", "run --rm --network net1 busybox wget -q -O - -T 2 http://web/")); a["Service"] != "web" {
+	if a := answer(f.do("worker1", "run --rm --network net1 busybox timeout 5 wget -q -O - http://web/")); a["Service"] != "web" {
 		t.Errorf("a container of worker1 got %v", a)
 	}
 	f.do("worker2", "run -d --name plain --network net1 skep/whoami")
 	f.eventually("the plain container by its name from another host", func() string {
-		r := f.try("worker1", "run --rm --network net1 busybox wget -q -O - -T 2 http://plain/")
+		r := f.try("worker1", "run --rm --network net1 busybox timeout 5 wget -q -O - http://plain/")
 		if answer(r.out)["Client"] == "" {
 			return "answered: " + r.out + r.err
 		}
