@@ -295,6 +295,9 @@ func wantedTask(t *cluster.Task, spec *cluster.ServiceSpecVersion, svc *cluster.
 			if cluster.HostPort(p) {
 				wt.HostPorts = append(wt.HostPorts, p)
 			}
+			if p.Protocol == network.TCP || p.Protocol == "" {
+				wt.TCPPorts = append(wt.TCPPorts, p.TargetPort)
+			}
 		}
 	}
 	if c != nil && c.Spec != nil {
