@@ -47,7 +47,10 @@ type chaos struct {
 func (c *chaos) play() {
 	c.Flaky(10 * c.Intn(2))
 	c.nodes, c.down = c.Fleet.AddMany(5), map[string]bool{}
-	c.back = c.Network(swarm.NetworkSpec{Annotations: swarm.Annotations{Name: "back"}})
+	c.back = c.Network(swarm.NetworkSpec{ // small: its addresses are soon used again
+		Annotations: swarm.Annotations{Name: "back"},
+		IPAMOptions: &swarm.IPAMOptions{Configs: []swarm.IPAMConfig{{Subnet: prefix("10.9.0.0/26")}}},
+	})
 	for range 60 {
 		c.event()
 		time.Sleep(c.Random(20 * time.Second))
