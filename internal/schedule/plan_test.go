@@ -534,6 +534,38 @@ func TestSpreadOverflowsWithinCapacity(t *testing.T) {
 	}
 }
 
+// TestNestedSpreadOverflowsAndEnds: a full branch's share goes to its siblings,
+// at each level, and what no branch has room for waits.
+func TestNestedSpreadOverflowsAndEnds(t *testing.T) {
+	g := newStage(t)
+	for id, labels := range map[string]map[string]string{
+		"a1": {"z": "a", "r": "1"}, "a2": {"z": "a", "r": "2"}, "b1": {"z": "b", "r": "1"}, "b2": {"z": "b"},
+	} {
+		g.node(id, func(n *cluster.Node) {
+			n.Spec.Labels = labels
+			if id == "a1" {
+				n.Description = &swarm.NodeDescription{Resources: swarm.Resources{NanoCPUs: 1e9, MemoryBytes: 1 << 30}}
+			}
+		})
+	}
+	g.service("web", spreadOver("node.labels.z", "node.labels.r"), reserve(1e9, 0))
+	g.pending("web", 8)
+	g.schedule()
+	g.want("web", map[string]int{"a1": 1, "a2": 3, "b1": 2, "b2": 2})
+	ids := g.pending("web", 7)
+	g.schedule()
+	g.want("web", map[string]int{"a1": 1, "a2": 4, "b1": 4, "b2": 4})
+	waiting := 0
+	for _, id := range ids {
+		if g.errOf(id) == "no suitable node (insufficient resources on 4 nodes)" {
+			waiting++
+		}
+	}
+	if waiting != 2 {
+		t.Errorf("%d wait and say why; want 2", waiting)
+	}
+}
+
 // TestAnyOrderOfEventsGivesAFairAndStablePlan throws nodes, tasks and deaths at
 // the scheduler and checks what must hold after each pass.
 func TestAnyOrderOfEventsGivesAFairAndStablePlan(t *testing.T) {

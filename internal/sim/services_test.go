@@ -257,6 +257,36 @@ func TestTheHistoryIsLimited(t *testing.T) {
 	})
 }
 
+func TestScaleDownForgetsThePlacesHistory(t *testing.T) {
+	in(t, 2, func(s *Swarm, nodes []string) {
+		spec := Replicated("web", "crash 2s", 3)
+		spec.TaskTemplate.RestartPolicy.Delay = ptr(time.Second)
+		web := s.Create(spec)
+		s.Until(30*time.Second, "each place has a history", func(v store.View) bool {
+			for _, pl := range cluster.Places(v.TasksOf(web)) {
+				if len(pl.Tasks) < 3 {
+					return false
+				}
+			}
+			return made(v, web) > 0
+		})
+		s.Fleet.Cut(nodes[0]) // what may be alive there is remembered
+		s.Scale(web, 1)
+		places := func(v store.View) int { return len(cluster.Places(v.TasksOf(web))) }
+		s.Until(5*time.Second, "only what may be alive is left of the others", func(v store.View) bool {
+			for _, task := range v.TasksOf(web) {
+				if task.Desired == cluster.StateRemove && (task.NodeID != nodes[0] || task.Status.State.Terminal()) {
+					return false
+				}
+			}
+			return true
+		})
+		s.Fleet.Heal(nodes[0])
+		s.Until(5*time.Second, "one place is left", func(v store.View) bool { return places(v) == 1 })
+		s.Stays(10*time.Second, "and stays", func(v store.View) bool { return places(v) == 1 && made(v, web) > 1 })
+	})
+}
+
 func TestARemovedServiceVanishesWithItsTasks(t *testing.T) {
 	in(t, 3, func(s *Swarm, nodes []string) {
 		web := s.Create(published("web", "ok", 6))
