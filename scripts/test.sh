@@ -22,7 +22,8 @@ before=$(inventory | sort)
 scripts/check.sh
 make --no-print-directory images
 go test -p 1 -count=1 -timeout 20m ./cmd/... ./internal/{engine,runtime,image,network,volume,machine,daemon,whoami,httpapi,cli}/...
-go test -p 1 -count=1 -timeout 40m ./test/...
+# Two packages at once: both mostly wait for what a user would wait for.
+go test -p 2 -count=1 -timeout 40m ./test/...
 
 left=$(comm -13 <(echo "$before") <(inventory | sort))
 if [ -n "$left" ]; then
