@@ -35,6 +35,21 @@ func TestChaos(t *testing.T) {
 	}
 }
 
+// TestASeedReplays: what a seed has found can be looked at again.
+func TestASeedReplays(t *testing.T) {
+	var seen []string
+	for range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			c := &chaos{Swarm: New(t, 3), want: map[string]uint64{}}
+			c.play()
+			seen = append(seen, fmt.Sprintf("%d entries, %d bytes\n%s", c.View().Index(), c.LogBytes(), c.Dump()))
+		})
+	}
+	if seen[0] != seen[1] {
+		t.Errorf("the first time:\n%s\nthe second:\n%s", seen[0], seen[1])
+	}
+}
+
 type chaos struct {
 	*Swarm
 	nodes []string

@@ -17,6 +17,7 @@ import (
 // heard of.
 type Fleet struct {
 	s        *Swarm
+	dice     *dice
 	orders   chan func() // run by the one goroutine that owns the fields below
 	machines map[string]*machine
 	names    map[string]string // ids by host name
@@ -64,7 +65,7 @@ func partOf(image string) Part {
 }
 
 func newFleet(s *Swarm) *Fleet {
-	return &Fleet{s: s, orders: make(chan func()), machines: map[string]*machine{}, names: map[string]string{}}
+	return &Fleet{s: s, dice: newDice(s.seed, "fleet"), orders: make(chan func()), machines: map[string]*machine{}, names: map[string]string{}}
 }
 
 // do runs f in the fleet's goroutine.
@@ -107,7 +108,7 @@ func (f *Fleet) pass(ctx context.Context, now time.Time) time.Time {
 		m := f.machines[id]
 		if m.anew && !m.cut {
 			hard = append(hard, f.everything(m, v)...)
-			if f.s.propose(ctx, f.s.leader(), hard...) != nil {
+			if f.s.propose(ctx, f.dice, f.s.leader(), hard...) != nil {
 				next = minTime(next, now.Add(100*time.Millisecond))
 				hard = nil
 				continue // no leader: told again later
@@ -141,7 +142,7 @@ func (f *Fleet) pass(ctx context.Context, now time.Time) time.Time {
 	}
 	for len(hard) > 0 {
 		n := min(len(hard), 500)
-		if err := f.s.propose(ctx, f.s.leader(), hard[:n]...); err != nil {
+		if err := f.s.propose(ctx, f.dice, f.s.leader(), hard[:n]...); err != nil {
 			return minTime(next, now.Add(100*time.Millisecond)) // no leader: told again later
 		}
 		hard = hard[n:]
@@ -200,7 +201,7 @@ func (f *Fleet) listen(m *machine, v store.View, now time.Time) {
 		}
 		if c != nil && !c.stop && (t.Desired > cluster.StateRunning || t.Status.State.Terminal()) && !c.state.Terminal() {
 			c.stop, c.serving = true, false
-			c.due = now.Add(50*time.Millisecond + f.s.Random(time.Second))
+			c.due = now.Add(50*time.Millisecond + f.dice.Random(time.Second))
 			if c.part.kind == "stubborn" {
 				c.due = now.Add(1000 * time.Hour)
 			}
@@ -236,7 +237,7 @@ func (f *Fleet) container(v store.View, t *cluster.Task, now time.Time) *contain
 // advance takes a container one step further. It knows what its machine was told,
 // which may be long ago.
 func (f *Fleet) advance(c *container, now time.Time) {
-	step := 5*time.Millisecond + f.s.Random(50*time.Millisecond)
+	step := 5*time.Millisecond + f.dice.Random(50*time.Millisecond)
 	c.due = now.Add(step)
 	if c.stop {
 		c.state, c.ended = cluster.StateShutdown, now

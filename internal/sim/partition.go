@@ -73,7 +73,7 @@ func (f *Fleet) Heal(ids ...string) {
 func (f *Fleet) register() {
 	f.do(func() {
 		for _, id := range sortedKeys(f.machines) {
-			time.AfterFunc(100*time.Millisecond+f.s.Random(3*time.Second), func() {
+			time.AfterFunc(100*time.Millisecond+f.dice.Random(3*time.Second), func() {
 				f.do(func() {
 					if m := f.machines[id]; m != nil && !m.cut {
 						m.anew = true

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -44,8 +43,8 @@ type Swarm struct {
 
 	terms int
 
-	rngMu sync.Mutex // guards rng
-	rng   *rand.Rand
+	*dice // the test's own
+	seed  int64
 
 	ctx     context.Context
 	depose  context.CancelFunc
@@ -58,7 +57,7 @@ func New(t testing.TB, seed int64) *Swarm {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Swarm{
 		T: t, Store: store.New(), check: Invariants, log: make(chan struct{}, 1),
-		rng: rand.New(rand.NewSource(seed)), ctx: ctx, truth: true,
+		dice: newDice(seed, "test"), seed: seed, ctx: ctx, truth: true,
 	}
 	s.Fleet = newFleet(s)
 	var fleet sync.WaitGroup
@@ -75,32 +74,6 @@ func New(t testing.TB, seed int64) *Swarm {
 	}}))
 	s.StartLeader()
 	return s
-}
-
-// NewID returns an id out of the seed.
-func (s *Swarm) NewID() string {
-	b := make([]byte, 16)
-	s.rngMu.Lock()
-	s.rng.Read(b)
-	s.rngMu.Unlock()
-	return cluster.Base36(b, cluster.IDLen)
-}
-
-// Random returns a time in [0, d).
-func (s *Swarm) Random(d time.Duration) time.Duration {
-	if d <= 0 {
-		return 0
-	}
-	s.rngMu.Lock()
-	defer s.rngMu.Unlock()
-	return time.Duration(s.rng.Int63n(int64(d)))
-}
-
-// Intn returns a number in [0, n).
-func (s *Swarm) Intn(n int) int {
-	s.rngMu.Lock()
-	defer s.rngMu.Unlock()
-	return s.rng.Intn(n)
 }
 
 // View returns the store as it is.
@@ -134,12 +107,12 @@ func (s *Swarm) leader() (term int) {
 
 // propose writes an entry as the leader of a term, as it would go through the
 // log: encoded, committed after a while, decoded, applied.
-func (s *Swarm) propose(ctx context.Context, term int, changes ...store.Change) error {
+func (s *Swarm) propose(ctx context.Context, chance *dice, term int, changes ...store.Change) error {
 	b, err := store.EncodeEntry(store.Entry{At: time.Now(), Changes: changes})
 	if err != nil {
 		return err
 	}
-	time.Sleep(time.Millisecond + s.Random(2*time.Millisecond))
+	time.Sleep(time.Millisecond + chance.Random(2*time.Millisecond))
 	select {
 	case s.log <- struct{}{}:
 	case <-ctx.Done():
@@ -153,8 +126,8 @@ func (s *Swarm) propose(ctx context.Context, term int, changes ...store.Change) 
 	if err != nil {
 		return err
 	}
-	dice := s.Intn(200)
-	if dice < s.flaky {
+	thrown := chance.Intn(200)
+	if thrown < s.flaky {
 		return errEntryLost
 	}
 	s.index++
@@ -167,7 +140,7 @@ func (s *Swarm) propose(ctx context.Context, term int, changes ...store.Change) 
 			s.T.Errorf("entry %d: %v\n%s", s.index, err, describe(changes))
 		}
 	}
-	if dice >= 200-s.flaky {
+	if thrown >= 200-s.flaky {
 		return errAnswerLost
 	}
 	return nil
@@ -201,7 +174,7 @@ func (s *Swarm) write(ctx context.Context, changes func(store.View) []store.Chan
 		if len(cs) == 0 {
 			return nil
 		}
-		err := s.propose(ctx, max(s.leader(), 1), cs...)
+		err := s.propose(ctx, s.dice, max(s.leader(), 1), cs...)
 		if errors.Is(err, errAnswerLost) {
 			return nil // a user would look, and see that it was taken
 		}
@@ -231,14 +204,18 @@ func (s *Swarm) StartLeader() {
 	term := s.terms
 	s.depose = cancel
 	s.hold(func() { s.term = term })
-	propose := func(ctx context.Context, changes ...store.Change) error { return s.propose(ctx, term, changes...) }
+	chance := func(loop string) *dice { return newDice(s.seed, fmt.Sprint(loop, term)) }
+	propose := func(loop string) func(context.Context, ...store.Change) error {
+		own := chance("propose " + loop)
+		return func(ctx context.Context, changes ...store.Change) error { return s.propose(ctx, own, term, changes...) }
+	}
 	log := slog.New(slog.NewTextHandler(testWriter{s.T}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	for _, run := range []func(context.Context) error{
-		(&allocate.Loop{Store: s.Store, Propose: propose, Log: log}).Run,
-		(&services.Loop{Store: s.Store, Propose: propose, NewID: s.NewID, Log: log}).Run,
-		(&schedule.Loop{Store: s.Store, Propose: propose, Log: log}).Run,
-		(&rollout.Loop{Store: s.Store, Propose: propose, NewID: s.NewID, Log: log}).Run,
-		(&reap.Loop{Store: s.Store, Propose: propose, Log: log}).Run,
+		(&allocate.Loop{Store: s.Store, Propose: propose("allocate"), Log: log}).Run,
+		(&services.Loop{Store: s.Store, Propose: propose("services"), NewID: chance("services").NewID, Log: log}).Run,
+		(&schedule.Loop{Store: s.Store, Propose: propose("schedule"), Log: log}).Run,
+		(&rollout.Loop{Store: s.Store, Propose: propose("rollout"), NewID: chance("rollout").NewID, Log: log}).Run,
+		(&reap.Loop{Store: s.Store, Propose: propose("reap"), Log: log}).Run,
 	} {
 		s.deposed.Go(func() {
 			if err := run(ctx); err != nil && !errors.Is(err, cluster.ErrNotLeader) {
