@@ -54,7 +54,7 @@ var flagGroups = []group{
 	{command: "node ps", before: "docker service create --detach=false -q --name p --replicas 2 --restart-condition none --constraint node.role==manager --env A=1 busybox:1 sh -c 'echo out; sleep 600'", line: "docker node ps %s self", flags: []flagCase{
 		ok("--filter", "--filter name=nosuch", "!p.1"),
 		ok("--format", "--format {{.Name}}+", "p.1+"),
-		ok("--no-resolve", "--no-resolve", "!p.1"),
+		ok("--no-resolve", "--no-resolve", "! p.1"),
 		ok("--no-trunc", "docker node ps --no-trunc self | grep -E '^[0-9a-z]{25}'", "p.1"),
 		ok("--quiet", "-q", "!p.1"),
 	}},
