@@ -43,6 +43,10 @@ test: build ## Everything: check, engine and network on real parts, several host
 	@scripts/deps.sh test
 	@scripts/test.sh
 
+.PHONY: transcripts
+transcripts: build images ## Docker's transcripts and every flag, typed at several hosts
+	@go test -count=1 -timeout 40m ./test/transcripts/...
+
 .PHONY: images
 images: ## Build the images of real software that the tests use
 	@scripts/deps.sh test

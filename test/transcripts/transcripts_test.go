@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +26,7 @@ var update = flag.Bool("update", false, "write what skep prints into the transcr
 const (
 	cmdTimeout = time.Minute
 	pollEvery  = 100 * time.Millisecond
+	groups     = 4
 	patience   = 40 * time.Second // no test asserts a time; this only ends a hang
 	testRoot   = "/var/lib/skep-test-transcripts"
 )
@@ -72,6 +74,7 @@ func newFleet(t *testing.T, machines ...string) *fleet {
 	if r := os.Getenv("SKEP_MACHINES"); r != "" {
 		root = r
 	}
+	root += "-" + strings.ToLower(filepath.Base(t.Name())) // tests run side by side
 	f := &fleet{root: root, config: t.TempDir(), addrs: map[string]string{}, machines: machines}
 	f.skep(t, "machine", "rm", "-f", "--all")
 	t.Cleanup(func() {
@@ -198,29 +201,40 @@ func TestTranscripts(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no transcripts: %v", err)
 	}
-	f := newFleet(t, "manager1", "worker1", "worker2", "worker3")
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want, err := parse(string(text))
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := f.play(t, want)
-			if *update {
-				if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			for i, b := range want.blocks {
-				if g := got.blocks[i]; !same(g, b) {
-					t.Errorf("-want +got\n%s", cmp.Diff(strings.Split(b.String(), "\n"), strings.Split(g.String(), "\n")))
-				}
+	// Most of a transcript is waiting, as its user would: several are played side
+	// by side, each group on machines of its own.
+	for g := range groups {
+		t.Run(fmt.Sprintf("group%d", g), func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, "manager1", "worker1", "worker2", "worker3")
+			for i := g; i < len(files); i += groups {
+				file := files[i]
+				t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) { f.check(t, file) })
 			}
 		})
+	}
+}
+
+// check plays one transcript and compares.
+func (f *fleet) check(t *testing.T, file string) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := parse(string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := f.play(t, want)
+	if *update {
+		if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	for i, b := range want.blocks {
+		if g := got.blocks[i]; !same(g, b) {
+			t.Errorf("-want +got\n%s", cmp.Diff(strings.Split(b.String(), "\n"), strings.Split(g.String(), "\n")))
+		}
 	}
 }
