@@ -39,7 +39,7 @@ check: deps runtime ## Formatting, vet, staticcheck, house rules, unit tests (-r
 	@scripts/check.sh
 
 .PHONY: test
-test: build ## Everything: check, engine and network on real parts, several hosts
+test: build ## What CI runs: check, engine and network on real parts, several hosts
 	@scripts/deps.sh test
 	@scripts/test.sh
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything: the checks, the rooms on real parts, several hosts. Whatever the
+# What CI runs: the checks, the rooms on real parts, several hosts. Whatever the
 # tests leave on the machine fails the run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
