@@ -31,7 +31,7 @@ type Raft interface {
 	Members() []raftlog.Member
 	// CheckRemove refuses, with errdefs.ErrFailedPrecondition, the removal of a
 	// manager the group cannot do without.
-	CheckRemove(nodeID string) error
+	CheckRemove(ctx context.Context, nodeID string) error
 }
 
 // Forwarder has the leader answer a call. It waits out an election for a while

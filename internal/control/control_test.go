@@ -57,7 +57,7 @@ func (s seat) Propose(_ context.Context, changes ...store.Change) error {
 	return s.store.Apply(s.store.View().Index()+1, e)
 }
 
-func (s seat) CheckRemove(id string) error {
+func (s seat) CheckRemove(_ context.Context, id string) error {
 	alive := 0
 	for _, m := range s.members {
 		if m.ID != id && m.Reachable {

@@ -96,7 +96,7 @@ func (a *API) UpdateNode(ctx context.Context, ref string, version uint64, spec s
 
 func (a *API) updateNode(ctx context.Context, r updateNode) (none, error) {
 	return none{}, a.edit(ctx, func(v store.View) ([]store.Change, error) {
-		n, err := a.nodeUpdate(v, r)
+		n, err := a.nodeUpdate(ctx, v, r)
 		if err != nil {
 			return nil, err
 		}
@@ -106,7 +106,7 @@ func (a *API) updateNode(ctx context.Context, r updateNode) (none, error) {
 
 // nodeUpdate returns a node as a user's write makes it. What loops write of a
 // node (its role, its state) makes versions too, but nobody's spec depends on it.
-func (a *API) nodeUpdate(v store.View, r updateNode) (*cluster.Node, error) {
+func (a *API) nodeUpdate(ctx context.Context, v store.View, r updateNode) (*cluster.Node, error) {
 	old, err := findNode(v, r.Ref)
 	if err != nil {
 		return nil, err
@@ -134,7 +134,7 @@ func (a *API) nodeUpdate(v store.View, r updateNode) (*cluster.Node, error) {
 		return nil, outOfSequence()
 	}
 	if old.Spec.Role == swarm.NodeRoleManager && spec.Role == swarm.NodeRoleWorker {
-		if err := a.checkDemotion(v, old); err != nil {
+		if err := a.checkDemotion(ctx, v, old); err != nil {
 			return nil, err
 		}
 	}
@@ -143,7 +143,7 @@ func (a *API) nodeUpdate(v store.View, r updateNode) (*cluster.Node, error) {
 	return &n, nil
 }
 
-func (a *API) checkDemotion(v store.View, n *cluster.Node) error {
+func (a *API) checkDemotion(ctx context.Context, v store.View, n *cluster.Node) error {
 	managers := 0
 	for _, o := range v.Nodes() {
 		if o.Spec.Role == swarm.NodeRoleManager {
@@ -156,7 +156,7 @@ func (a *API) checkDemotion(v store.View, n *cluster.Node) error {
 	if _, member := a.members()[n.ID]; !member {
 		return cluster.NotFoundf("rpc error: code = NotFound desc = can't find manager in raft memberlist")
 	}
-	return a.Raft.CheckRemove(n.ID)
+	return a.Raft.CheckRemove(ctx, n.ID)
 }
 
 // RemoveNode forgets a node; its certificate is refused until it ends.

@@ -115,9 +115,34 @@ func (l *Log) catchUp(ctx context.Context, id raft.ServerID) error {
 }
 
 // CheckRemove refuses the removal (or demotion) of a manager that the group
-// cannot do without, with errdefs.ErrFailedPrecondition.
-func (l *Log) CheckRemove(id string) error {
-	voters, alive := 0, 0
+// cannot do without, with errdefs.ErrFailedPrecondition. A leader that has just
+// been elected hears from the others first: until then it knows of nobody.
+func (l *Log) CheckRemove(ctx context.Context, id string) error {
+	for {
+		voters, alive := l.without(id)
+		if voters > 0 && alive >= voters/2+1 {
+			return nil
+		}
+		if voters == 0 || !l.young() {
+			return precondition("can't remove member from the raft: this would result in a loss of quorum")
+		}
+		select {
+		case <-time.After(l.cfg.Tick / 30):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// young reports whether this manager leads for so short a time that it may not
+// have heard from everybody yet.
+func (l *Log) young() bool {
+	since := l.since.Load()
+	return l.Leading() && (since == 0 || time.Since(time.Unix(0, since)) < 2*l.cfg.Tick)
+}
+
+// without counts the voters besides one manager, and those of them that answer.
+func (l *Log) without(id string) (voters, alive int) {
 	for _, m := range l.Members() {
 		if !m.Voter || m.ID == id {
 			continue
@@ -127,10 +152,7 @@ func (l *Log) CheckRemove(id string) error {
 			alive++
 		}
 	}
-	if voters == 0 || alive < voters/2+1 {
-		return precondition("can't remove member from the raft: this would result in a loss of quorum")
-	}
-	return nil
+	return voters, alive
 }
 
 func precondition(text string) error {
@@ -151,7 +173,7 @@ func (l *Log) RemoveServer(ctx context.Context, id string) error {
 	if !found {
 		return nil
 	}
-	if err := l.CheckRemove(id); err != nil {
+	if err := l.CheckRemove(ctx, id); err != nil {
 		return err
 	}
 	if id == l.cfg.ID {

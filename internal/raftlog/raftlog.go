@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -77,6 +78,7 @@ type Log struct {
 	fresh     bool
 
 	leadership chan bool
+	since      atomic.Int64 // when this manager's term as leader began, 0: it did not
 	proposals  chan *proposal
 	stopped    chan struct{} // closed when Run has ended
 }
@@ -197,6 +199,10 @@ func (l *Log) follow(ctx context.Context) {
 			l.announce(false)
 			return
 		case leads := <-l.raft.LeaderCh():
+			l.since.Store(0)
+			if leads {
+				l.since.Store(time.Now().UnixNano())
+			}
 			l.cfg.Store.ForgetObserved()
 			if leads && l.raft.Barrier(0).Error() != nil {
 				continue // lost again; the channel says so next

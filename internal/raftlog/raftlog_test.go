@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/hashicorp/raft"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
@@ -302,6 +303,26 @@ func TestProposalsAreMadeOrRefusedOneByOne(t *testing.T) {
 	})
 }
 
+func TestNewLeaderHearsTheOthersFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{hosts: map[string]*host{}}
+		ms := three(t, n)
+		if err := ms[0].StepDown(); err != nil {
+			t.Fatal(err)
+		}
+		lead := leaderOf(t, ms...)
+		for _, m := range ms {
+			lead.transport.forget(raft.ServerID(m.cfg.ID)) // nobody has answered yet
+		}
+		if err := lead.CheckRemove(t.Context(), "m1"); err != nil {
+			t.Errorf("the last leader leaves as soon as there is a new one: %v", err)
+		}
+		for _, m := range ms {
+			m.end()
+		}
+	})
+}
+
 func TestMembersKeepTheQuorum(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &network{hosts: map[string]*host{}}
@@ -330,7 +351,7 @@ func TestMembersKeepTheQuorum(t *testing.T) {
 		if err := leader.RemoveServer(t.Context(), "m1"); err != nil {
 			t.Errorf("removing the old leader: %v", err)
 		}
-		if err := leader.CheckRemove("m2"); !errdefs.IsFailedPrecondition(err) {
+		if err := leader.CheckRemove(t.Context(), "m2"); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("removing the last: %v", err)
 		}
 		if err := leader.Propose(t.Context(), named("alone")); err != nil {
