@@ -76,15 +76,15 @@ func (l *Log) AddVoter(ctx context.Context, id, addr string) error {
 	sid, saddr := raft.ServerID(id), raft.ServerAddress(addr)
 	l.transport.forget(sid)
 	if id != l.cfg.ID && !l.member(id) {
-		if err := translate(l.raft.AddNonvoter(sid, saddr, 0, enqueueWait).Error()); err != nil {
+		if err := l.wait(l.raft.AddNonvoter(sid, saddr, 0, enqueueWait)); err != nil {
 			return err
 		}
 		if err := l.catchUp(ctx, sid); err != nil {
 			// Back to what was; if this fails too, the next try takes up from there.
-			return errors.Join(err, l.raft.RemoveServer(sid, 0, enqueueWait).Error())
+			return errors.Join(err, l.wait(l.raft.RemoveServer(sid, 0, enqueueWait)))
 		}
 	}
-	return translate(l.raft.AddVoter(sid, saddr, 0, enqueueWait).Error())
+	return l.wait(l.raft.AddVoter(sid, saddr, 0, enqueueWait))
 }
 
 func (l *Log) member(id string) bool {
@@ -183,5 +183,5 @@ func (l *Log) RemoveServer(ctx context.Context, id string) error {
 		return cluster.ErrNotLeader
 	}
 	l.transport.forget(raft.ServerID(id))
-	return translate(l.raft.RemoveServer(raft.ServerID(id), 0, enqueueWait).Error())
+	return l.wait(l.raft.RemoveServer(raft.ServerID(id), 0, enqueueWait))
 }

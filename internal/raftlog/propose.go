@@ -90,7 +90,7 @@ func (l *Log) batch(ctx context.Context) error {
 		}
 		f := l.raft.Apply(encodeFrame(entries), enqueueWait)
 		wg.Go(func() {
-			answer(group, f)
+			l.answer(group, f)
 			slots.Release(1)
 		})
 	}
@@ -109,8 +109,8 @@ func (l *Log) gather(p *proposal) []*proposal {
 	return group
 }
 
-func answer(group []*proposal, f raft.ApplyFuture) {
-	err := translate(f.Error())
+func (l *Log) answer(group []*proposal, f raft.ApplyFuture) {
+	err := l.wait(f)
 	var each []error
 	if err == nil {
 		each, _ = f.Response().([]error)
@@ -124,6 +124,24 @@ func answer(group []*proposal, f raft.ApplyFuture) {
 		} else {
 			p.answer <- each[i]
 		}
+	}
+}
+
+// wait returns what Raft answers, in our errors. Raft never answers what it held
+// at the moment it was shut down: that has failed with it.
+func (l *Log) wait(f raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- f.Error() }()
+	select {
+	case err := <-done:
+		return translate(err)
+	case <-l.down:
+	}
+	select {
+	case err := <-done:
+		return translate(err)
+	default:
+		return translate(raft.ErrRaftShutdown)
 	}
 }
 

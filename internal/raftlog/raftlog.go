@@ -80,6 +80,7 @@ type Log struct {
 	leadership chan bool
 	since      atomic.Int64 // when this manager's term as leader began, 0: it did not
 	proposals  chan *proposal
+	down       chan struct{} // closed when Raft has ended
 	stopped    chan struct{} // closed when Run has ended
 }
 
@@ -93,7 +94,7 @@ func New(cfg Config) (*Log, error) {
 	cfg.Limits = cfg.Limits.withDefaults()
 	l := &Log{
 		cfg: cfg, leadership: make(chan bool, 1),
-		proposals: make(chan *proposal), stopped: make(chan struct{}), meta: &metadb.BoltMetaDB{},
+		proposals: make(chan *proposal), stopped: make(chan struct{}), down: make(chan struct{}), meta: &metadb.BoltMetaDB{},
 	}
 	if err := l.open(); err != nil {
 		if l.wal != nil {
@@ -153,7 +154,7 @@ func (l *Log) raftConfig() *raft.Config {
 	c.LeaderLeaseTimeout = l.cfg.Tick
 	c.CommitTimeout = max(l.cfg.Tick/15, time.Millisecond)
 	c.MaxAppendEntries = 64
-	c.BatchApplyCh = true
+	c.BatchApplyCh = false     // frames are our batches
 	c.ShutdownOnRemove = false // the daemon stops a demoted manager itself
 	c.SnapshotInterval = snapshotCheck
 	c.SnapshotThreshold = l.cfg.Limits.SnapshotEvery
@@ -184,7 +185,8 @@ func (l *Log) Run(ctx context.Context) error {
 	l.follow(ctx)
 	cancel()
 	l.handOver()
-	err := l.raft.Shutdown().Error() // ends what the batcher waits for
+	err := l.raft.Shutdown().Error()
+	close(l.down) // ends what the batcher waits for
 	<-batcher
 	l.cfg.Store.ForgetObserved()
 	close(l.stopped)
@@ -252,7 +254,7 @@ func (l *Log) SetLimits(to Limits) error {
 
 // Snapshot makes a snapshot now.
 func (l *Log) Snapshot() error {
-	err := l.raft.Snapshot().Error()
+	err := l.wait(l.raft.Snapshot())
 	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return nil
 	}
@@ -272,5 +274,5 @@ func (l *Log) handOver() {
 // StepDown hands leadership to the manager that is furthest in the log and
 // returns when it is gone.
 func (l *Log) StepDown() error {
-	return translate(l.raft.LeadershipTransfer().Error())
+	return l.wait(l.raft.LeadershipTransfer())
 }

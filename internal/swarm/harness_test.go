@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -86,7 +87,8 @@ func (h *host) start() {
 				h.t.Errorf("%s: %v", h.name, err)
 			}
 		case <-time.After(20 * time.Second):
-			h.t.Errorf("%s does not stop", h.name)
+			stacks := make([]byte, 1<<20)
+			h.t.Errorf("%s does not stop:\n%s", h.name, stacks[:runtime.Stack(stacks, true)])
 		}
 	})
 }
