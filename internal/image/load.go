@@ -46,12 +46,17 @@ func (s *Store) Load(ctx context.Context, tar io.Reader, progress Progress) erro
 	if err := s.dropPartial(ctx); err != nil {
 		return err
 	}
+	defer func() {
+		if err := s.dropPartial(context.WithoutCancel(ctx)); err != nil {
+			s.log.Warn("parts of an archive stay until the next is loaded", "err", err)
+		}
+	}()
 	stream, err := compression.DecompressStream(tar)
 	if err != nil {
 		return cluster.Invalidf("unrecognized image format")
 	}
 	defer stream.Close()
-	index, err := archive.ImportIndex(ctx, s.client.ContentStore(), stream)
+	index, err := archive.ImportIndex(ctx, archived{s.client.ContentStore()}, stream)
 	if err != nil {
 		return cluster.Invalidf("%v", err)
 	}
@@ -85,7 +90,7 @@ func (s *Store) dropPartial(ctx context.Context) error {
 
 // manifests returns what an archive's index lists.
 func (s *Store) manifests(ctx context.Context, index ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-	raw, err := content.ReadBlob(ctx, s.client.ContentStore(), index)
+	raw, err := content.ReadBlob(ctx, s.documents(), index)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +159,7 @@ func (s *Store) nameless(ctx context.Context, d ocispec.Descriptor, m *meta) err
 func (s *Store) tie(ctx context.Context, d ocispec.Descriptor, lax bool) error {
 	cs := s.client.ContentStore()
 	children := images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		kids, err := images.Children(ctx, cs, desc)
+		kids, err := images.Children(ctx, s.documents(), desc)
 		if lax && errdefs.IsNotFound(err) {
 			return nil, images.ErrSkipDesc
 		}

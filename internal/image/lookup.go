@@ -78,7 +78,7 @@ func (s *Store) meta(ctx context.Context, target ocispec.Descriptor) (*meta, err
 	if m != nil {
 		return m, nil
 	}
-	cs := s.client.ContentStore()
+	cs := s.documents()
 	matcher := platforms.Default()
 	manifest, err := images.Manifest(ctx, cs, target, matcher)
 	if errdefs.IsNotFound(err) && images.IsIndexType(target.MediaType) { // pulled for another platform

@@ -170,7 +170,15 @@ type transfer struct {
 // wrap learns the layers from the manifest as it passes.
 func (t *transfer) wrap(h images.Handler) images.Handler {
 	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if isDocument(desc) {
+			if err := fetchable(desc); err != nil {
+				return nil, err
+			}
+		}
 		children, err := h.Handle(ctx, desc)
+		if err == nil {
+			children, err = checked(desc, children)
+		}
 		if err != nil || !images.IsManifestType(desc.MediaType) {
 			return children, err
 		}

@@ -96,9 +96,9 @@ func credentials(auth *registry.AuthConfig) (user, secret string, err error) {
 // not verified, and plain HTTP is tried where TLS is not spoken.
 func (s *Store) httpClient(host string) *http.Client {
 	if !s.isInsecure(host) {
-		return &http.Client{Transport: docker.DefaultHTTPTransport(nil)}
+		return &http.Client{Transport: answers{docker.DefaultHTTPTransport(nil)}}
 	}
-	return &http.Client{Transport: docker.NewHTTPFallback(docker.DefaultHTTPTransport(&tls.Config{InsecureSkipVerify: true}))}
+	return &http.Client{Transport: answers{docker.NewHTTPFallback(docker.DefaultHTTPTransport(&tls.Config{InsecureSkipVerify: true}))}}
 }
 
 func (s *Store) isInsecure(host string) bool {
@@ -122,8 +122,6 @@ func (s *Store) isInsecure(host string) bool {
 }
 
 const noPlatform = "no matching manifest in the manifest list entries"
-
-const maxManifest = 8 << 20 // what a manifest may weigh before it is refused
 
 // Digest asks the registry for what ref points at and its platforms, as the
 // /distribution endpoint answers.
@@ -180,6 +178,9 @@ func fetchPlatforms(ctx context.Context, f remotes.Fetcher, desc ocispec.Descrip
 }
 
 func fetchJSON(ctx context.Context, f remotes.Fetcher, desc ocispec.Descriptor, v any) error {
+	if err := fetchable(desc); err != nil {
+		return err
+	}
 	body, err := f.Fetch(ctx, desc)
 	if err != nil {
 		return err
@@ -189,11 +190,10 @@ func fetchJSON(ctx context.Context, f remotes.Fetcher, desc ocispec.Descriptor, 
 	if err != nil {
 		return err
 	}
-	if v := desc.Digest.Verifier(); desc.Digest != "" {
-		v.Write(raw)
-		if !v.Verified() {
-			return cluster.Invalidf("%s: content does not match its digest", desc.Digest)
-		}
+	sum := desc.Digest.Verifier()
+	sum.Write(raw)
+	if !sum.Verified() {
+		return cluster.Invalidf("%s: content does not match its digest", desc.Digest)
 	}
 	return json.Unmarshal(raw, v)
 }
