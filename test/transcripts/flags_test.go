@@ -32,6 +32,7 @@ type flagCase struct {
 // TestFlags types every flag of every command of a swarm. Each does what it is
 // for, or is refused by name and stands in docs/not-built.md.
 func TestFlags(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("testdata/flags")
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +41,8 @@ func TestFlags(t *testing.T) {
 	for l := range strings.Lines(string(text)) {
 		todo[strings.TrimSpace(l)] = true
 	}
-	f := newFleet(t, "manager1", "worker1", "worker2", "worker3")
+	f := newFleet(t)
+	f.need(t, []string{"manager1", "worker1", "worker2", "worker3"})
 	f.swarm(t, []string{"manager1", "worker1"})
 	refused := map[string]bool{}
 	for _, g := range flagGroups {
