@@ -29,8 +29,6 @@ type Cluster struct {
 	DefaultAddrPool []netip.Prefix
 	SubnetSize      uint32
 	DataPathPort    uint32
-	// UnlockKeys is set while autolock is on: the keys managers unlock with.
-	UnlockKeys [][]byte
 	// RemovedNodes maps the id of a removed node to when its certificate ends;
 	// until then a peer that shows it is refused.
 	RemovedNodes map[string]time.Time
@@ -64,8 +62,6 @@ type Node struct {
 	// Addrs holds the node's own address in each network that gives it one
 	// (the ingress network), by network id. The allocator writes it.
 	Addrs map[string]netip.Addr
-	// Issuer identifies the certificate that signed the node's (for root rotation).
-	Issuer []byte
 }
 
 // Manager is what is known of a node as a member of the Raft group. Leadership

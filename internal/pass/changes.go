@@ -30,6 +30,3 @@ func (c *Changes) Since(tasks []*cluster.Task) (changed, gone []*cluster.Task) {
 	}
 	return changed, append(gone, old...)
 }
-
-// Reset forgets what was seen: every task counts as changed in the next pass.
-func (c *Changes) Reset() { c.last = nil }

@@ -178,11 +178,6 @@ func TestChanges(t *testing.T) {
 			t.Errorf("%s: changed %q, gone %q; want %q, %q", names(step.tasks), names(changed), names(gone), step.changed, step.gone)
 		}
 	}
-	ch.Since([]*cluster.Task{a})
-	ch.Reset()
-	if changed, gone := ch.Since([]*cluster.Task{a}); names(changed) != "a" || len(gone) != 0 {
-		t.Errorf("after a reset: changed %q, gone %q", names(changed), names(gone))
-	}
 }
 
 func TestALoopThatPlansForLongGathersWakeUps(t *testing.T) {
