@@ -7,15 +7,13 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/store"
 )
 
-// inFlight is how many frames may be on their way at once: one is being made
-// durable here, one on the followers, and the next is ready.
-const inFlight = 4
+// maxGather bounds how long a frame waits for the writers that are expected.
+const maxGather = 2 * time.Millisecond
 
 // enqueueWait bounds how long Raft may take to accept a frame.
 const enqueueWait = 5 * time.Second
@@ -38,6 +36,78 @@ type proposal struct {
 	answer chan error // capacity 1
 }
 
+// queue holds the proposals that no frame has taken yet.
+type queue struct {
+	enough chan struct{} // capacity 1: there are as many as are wanted
+
+	mu      sync.Mutex // guards the fields below
+	waiting []*proposal
+	wanted  int
+	closed  bool
+}
+
+func newQueue() *queue { return &queue{enough: make(chan struct{}, 1), wanted: 1} }
+
+// add reports whether the queue still takes proposals.
+func (q *queue) add(p *proposal) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return false
+	}
+	if q.waiting = append(q.waiting, p); len(q.waiting) >= q.wanted {
+		q.signal()
+	}
+	return true
+}
+
+func (q *queue) signal() {
+	select {
+	case q.enough <- struct{}{}:
+	default:
+	}
+}
+
+// want has enough signalled when n proposals wait.
+func (q *queue) want(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	select {
+	case <-q.enough: // meant another number
+	default:
+	}
+	if q.wanted = n; len(q.waiting) >= n {
+		q.signal()
+	}
+}
+
+// take returns the proposals of the next frame.
+func (q *queue) take() (group []*proposal) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n, size := 0, 0
+	for n < len(q.waiting) && n < maxInFrame && size < maxFrame {
+		size += len(q.waiting[n].entry)
+		n++
+	}
+	group, q.waiting = q.waiting[:n:n], q.waiting[n:]
+	return group
+}
+
+func (q *queue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting)
+}
+
+// close refuses further proposals and returns those that wait.
+func (q *queue) close() []*proposal {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	return q.waiting
+}
+
 // Propose writes changes as one entry, whole or not at all, and returns once it
 // is in the log of a majority and in this manager's store. Errors: ErrNotLeader
 // when this manager does not lead (nothing was written), ErrLost, the store's
@@ -51,11 +121,7 @@ func (l *Log) Propose(ctx context.Context, changes ...store.Change) error {
 		return err
 	}
 	p := &proposal{entry: entry, answer: make(chan error, 1)}
-	select {
-	case l.proposals <- p:
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-l.stopped:
+	if !l.proposals.add(p) {
 		return cluster.ErrNotLeader
 	}
 	select {
@@ -66,47 +132,52 @@ func (l *Log) Propose(ctx context.Context, changes ...store.Change) error {
 	}
 }
 
-// batch gathers proposals into frames. A frame goes out as soon as fewer than
-// inFlight are on their way: alone on a quiet log, with everything that has
-// come meanwhile on a busy one.
-func (l *Log) batch(ctx context.Context) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	slots := semaphore.NewWeighted(inFlight)
-	for {
-		if err := slots.Acquire(ctx, 1); err != nil {
-			return nil
+// batch gathers proposals into frames, one on its way at a time. Most of what a
+// frame costs, three disks and two messages, it costs whatever it holds. So the
+// writers that the last one answered, who may have their next write at hand, are
+// waited for, but for no longer than a frame takes: a busy log carries all its
+// writers in each frame, and one that writes alone never waits.
+func (l *Log) batch(ctx context.Context) {
+	defer func() {
+		for _, p := range l.proposals.close() {
+			p.answer <- cluster.ErrNotLeader
 		}
-		var group []*proposal
-		select {
-		case p := <-l.proposals:
-			group = l.gather(p)
-		case <-ctx.Done():
-			return nil
-		}
+	}()
+	writers, patience := 1, time.Duration(0)
+	for l.gather(ctx, writers, patience) {
+		group := l.proposals.take()
 		entries := make([][]byte, len(group))
 		for i, p := range group {
 			entries[i] = p.entry
 		}
-		f := l.raft.Apply(encodeFrame(entries), enqueueWait)
-		wg.Go(func() {
-			l.answer(group, f)
-			slots.Release(1)
-		})
+		start := time.Now()
+		l.answer(group, l.raft.Apply(encodeFrame(entries), enqueueWait))
+		writers, patience = len(group)+l.proposals.len(), min(time.Since(start), maxGather)
 	}
 }
 
-func (l *Log) gather(p *proposal) []*proposal {
-	group, size := []*proposal{p}, len(p.entry)
-	for len(group) < maxInFrame && size < maxFrame {
-		select {
-		case p := <-l.proposals:
-			group, size = append(group, p), size+len(p.entry)
-		default:
-			return group
-		}
+// gather waits for a proposal, and for as many as there are writers while
+// patience lasts; false when ctx has ended.
+func (l *Log) gather(ctx context.Context, writers int, patience time.Duration) bool {
+	l.proposals.want(1)
+	select {
+	case <-l.proposals.enough:
+	case <-ctx.Done():
+		return false
 	}
-	return group
+	if patience <= 0 || l.proposals.len() >= writers {
+		return true
+	}
+	l.proposals.want(writers)
+	enough := time.NewTimer(patience)
+	defer enough.Stop()
+	select {
+	case <-l.proposals.enough:
+	case <-enough.C:
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 func (l *Log) answer(group []*proposal, f raft.ApplyFuture) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -79,9 +80,8 @@ type Log struct {
 
 	leadership chan bool
 	since      atomic.Int64 // when this manager's term as leader began, 0: it did not
-	proposals  chan *proposal
+	proposals  *queue
 	down       chan struct{} // closed when Raft has ended
-	stopped    chan struct{} // closed when Run has ended
 }
 
 // New opens the log, restores the last snapshot and takes part in Raft from now
@@ -94,7 +94,7 @@ func New(cfg Config) (*Log, error) {
 	cfg.Limits = cfg.Limits.withDefaults()
 	l := &Log{
 		cfg: cfg, leadership: make(chan bool, 1),
-		proposals: make(chan *proposal), stopped: make(chan struct{}), down: make(chan struct{}), meta: &metadb.BoltMetaDB{},
+		proposals: newQueue(), down: make(chan struct{}), meta: &metadb.BoltMetaDB{},
 	}
 	if err := l.open(); err != nil {
 		if l.wal != nil {
@@ -180,16 +180,15 @@ func (l *Log) Bootstrap() error {
 // then it hands leadership over, stops Raft and closes the files.
 func (l *Log) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	batcher := make(chan error, 1)
-	go func() { batcher <- l.batch(ctx) }()
+	var batcher sync.WaitGroup
+	batcher.Go(func() { l.batch(ctx) })
 	l.follow(ctx)
 	cancel()
 	l.handOver()
 	err := l.raft.Shutdown().Error()
 	close(l.down) // ends what the batcher waits for
-	<-batcher
+	batcher.Wait()
 	l.cfg.Store.ForgetObserved()
-	close(l.stopped)
 	return errors.Join(err, l.transport.Close(), l.wal.Close(), l.meta.Close())
 }
 
