@@ -151,37 +151,74 @@ func NewTask(svc *Service, key SlotKey, desired State, notBefore time.Time) *Tas
 	}
 }
 
-// SpecChange is how far two versions of a service's spec are apart.
-type SpecChange int
+// specChange is how far two versions of a service's spec are apart.
+type specChange int
 
 const (
-	// SpecSame: tasks of the one are tasks of the other.
-	SpecSame SpecChange = iota
-	// SpecConstraints: only placement constraints differ; a task is kept where it still fits.
-	SpecConstraints
-	// SpecDifferent: tasks must be replaced.
-	SpecDifferent
+	specSame        specChange = iota // tasks of the one are tasks of the other
+	specConstraints                   // only placement constraints differ; a task is kept where it still fits
+	specDifferent                     // tasks must be replaced
 )
 
-// CompareSpecs says what it means for tasks of the spec of that cur is wanted
-// now: only the task template and the endpoint count. A nil spec (nobody knows
-// it any more) differs.
-func CompareSpecs(cur, of *swarm.ServiceSpec) SpecChange {
+// compareSpecs says what it means for tasks of the spec of that cur is wanted
+// now: only the task template and the endpoint count.
+func compareSpecs(cur, of *swarm.ServiceSpec) specChange {
 	if cur == of {
-		return SpecSame
+		return specSame
 	}
-	if of == nil || !sameEndpoint(cur.EndpointSpec, of.EndpointSpec) {
-		return SpecDifferent
+	if !sameEndpoint(cur.EndpointSpec, of.EndpointSpec) {
+		return specDifferent
 	}
 	if same(cur.TaskTemplate, of.TaskTemplate) {
-		return SpecSame
+		return specSame
 	}
 	a, b := cur.TaskTemplate, of.TaskTemplate
 	a.Placement, b.Placement = placementButConstraints(a.Placement), placementButConstraints(b.Placement)
 	if same(a, b) {
-		return SpecConstraints
+		return specConstraints
 	}
-	return SpecDifferent
+	return specDifferent
+}
+
+// Outdated tells which tasks of a service an update must replace. It compares
+// each version of the spec once.
+type Outdated struct {
+	svc      *Service
+	v        view
+	compared map[uint64]specChange
+}
+
+// view is what Outdated reads of the state; a store.View is one.
+type view interface {
+	SpecOf(serviceID string, version uint64) *ServiceSpecVersion
+	Node(id string) *Node
+}
+
+// NewOutdated returns the judge of a service's tasks in one view of the store.
+func NewOutdated(svc *Service, v view) Outdated {
+	return Outdated{svc, v, map[uint64]specChange{svc.SpecVersion: specSame}}
+}
+
+// Has reports whether a task must be replaced: its spec is another than the one
+// that is wanted now, in more than constraints that its node meets.
+func (o Outdated) Has(t *Task) bool {
+	c, known := o.compared[t.SpecVersion]
+	if !known {
+		c = specDifferent // also where nobody knows the version any more
+		if of := o.v.SpecOf(t.ServiceID, t.SpecVersion); of != nil {
+			c = compareSpecs(o.svc.Spec, of.Spec)
+		}
+		o.compared[t.SpecVersion] = c
+	}
+	if c != specConstraints {
+		return c == specDifferent
+	}
+	n := o.v.Node(t.NodeID)
+	if n == nil {
+		return true
+	}
+	cs, err := ParseConstraints(ConstraintsOf(o.svc.Spec))
+	return err != nil || !MatchAll(cs, n)
 }
 
 // same compares templates as they are logged: a list that is empty and one that
@@ -193,19 +230,6 @@ func same(a, b swarm.TaskSpec) bool {
 	x, err1 := json.Marshal(a)
 	y, err2 := json.Marshal(b)
 	return err1 == nil && err2 == nil && bytes.Equal(x, y)
-}
-
-// Dirty reports whether a task on n (nil if it has no node) must be replaced
-// when cur is wanted and its own spec is c away.
-func (c SpecChange) Dirty(cur *swarm.ServiceSpec, n *Node) bool {
-	if c != SpecConstraints {
-		return c == SpecDifferent
-	}
-	if n == nil {
-		return true
-	}
-	cs, err := ParseConstraints(ConstraintsOf(cur))
-	return err != nil || !MatchAll(cs, n)
 }
 
 func sameEndpoint(a, b *swarm.EndpointSpec) bool {

@@ -117,22 +117,12 @@ func passes(v store.View, f Filters, t *cluster.Task) bool {
 			continue
 		}
 		s := v.Service(t.ServiceID)
-		current := s != nil && upToDate(v, s, t)
+		current := s != nil && !cluster.NewOutdated(s, v).Has(t)
 		if !f[key][fmt.Sprint(current)] && !f[key][map[bool]string{true: "1", false: "0"}[current]] {
 			return false
 		}
 	}
 	return true
-}
-
-// upToDate reports whether a task is one of the service as it is wanted now: a
-// change that leaves its template alone (another count) makes no task outdated.
-func upToDate(v store.View, s *cluster.Service, t *cluster.Task) bool {
-	if t.SpecVersion == s.SpecVersion {
-		return true
-	}
-	of := v.SpecOf(t.ServiceID, t.SpecVersion)
-	return of != nil && !cluster.CompareSpecs(s.Spec, of.Spec).Dirty(s.Spec, v.Node(t.NodeID))
 }
 
 // Task returns one task.

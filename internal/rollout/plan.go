@@ -63,11 +63,10 @@ type planner struct {
 // rollout is the pass over one service.
 type rollout struct {
 	*planner
-	svc    *cluster.Service
-	cfg    swarm.UpdateConfig
-	places []cluster.Place
-	// compared is how far each version in use is from the present one.
-	compared map[uint64]cluster.SpecChange
+	svc      *cluster.Service
+	cfg      swarm.UpdateConfig
+	places   []cluster.Place
+	outdated cluster.Outdated
 }
 
 // service plans one service and returns when to look at it again.
@@ -78,7 +77,7 @@ func (p *planner) service(s *cluster.Service, tasks []*cluster.Task) time.Time {
 	}
 	r := &rollout{
 		planner: p, svc: s, cfg: configOf(s), places: cluster.Places(tasks),
-		compared: map[uint64]cluster.SpecChange{},
+		outdated: cluster.NewOutdated(s, p.v),
 	}
 	dirty := r.survey()
 	switch state(s) {
@@ -137,7 +136,7 @@ func (r *rollout) survey() (dirty []dirtyPlace) {
 		d := dirtyPlace{Place: pl}
 		clean, cleanServes := false, false
 		for _, t := range pl.Wanted() {
-			if r.dirty(t) {
+			if r.outdated.Has(t) {
 				d.wanted = append(d.wanted, t)
 				d.serves = d.serves || t.Status.Serving
 				d.frozen = d.frozen || r.frozen(t)
@@ -151,7 +150,7 @@ func (r *rollout) survey() (dirty []dirtyPlace) {
 			}
 			continue
 		}
-		if last := pl.Finished(r.policy); len(d.wanted) > 0 || last != nil && r.dirty(last) {
+		if last := pl.Finished(r.policy); len(d.wanted) > 0 || last != nil && r.outdated.Has(last) {
 			d.frozen = d.frozen || last != nil && last.Slot == 0 && r.frozen(last)
 			dirty = append(dirty, d)
 		}
@@ -159,25 +158,11 @@ func (r *rollout) survey() (dirty []dirtyPlace) {
 	return dirty
 }
 
-func (r *rollout) policy(t *cluster.Task) cluster.Restart { return cluster.RestartOf(r.spec(t)) }
-
-func (r *rollout) spec(t *cluster.Task) *swarm.ServiceSpec {
+func (r *rollout) policy(t *cluster.Task) cluster.Restart {
 	if sv := r.v.SpecOf(t.ServiceID, t.SpecVersion); sv != nil {
-		return sv.Spec
+		return cluster.RestartOf(sv.Spec)
 	}
-	return nil
-}
-
-func (r *rollout) dirty(t *cluster.Task) bool {
-	if t.SpecVersion == r.svc.SpecVersion {
-		return false
-	}
-	c, known := r.compared[t.SpecVersion]
-	if !known {
-		c = cluster.CompareSpecs(r.svc.Spec, r.spec(t))
-		r.compared[t.SpecVersion] = c
-	}
-	return c.Dirty(r.svc.Spec, r.v.Node(t.NodeID))
+	return cluster.RestartOf(nil)
 }
 
 // frozen reports whether a task is to be left alone: nobody knows whether its

@@ -117,22 +117,10 @@ func (s *servicePlan) replace(pl cluster.Place, good, gone []*cluster.Task, verd
 
 // covered reports whether another task of the place already stands in for t.
 func (s *servicePlan) covered(t *cluster.Task, good []*cluster.Task) bool {
-	if s.dirty(t) {
+	if s.outdated.Has(t) {
 		return len(good) > 0
 	}
-	return slices.ContainsFunc(good, func(o *cluster.Task) bool { return !s.dirty(o) })
-}
-
-func (s *servicePlan) dirty(t *cluster.Task) bool {
-	if t.SpecVersion == s.svc.SpecVersion {
-		return false
-	}
-	c, known := s.compared[t.SpecVersion]
-	if !known {
-		c = cluster.CompareSpecs(s.svc.Spec, s.spec(t))
-		s.compared[t.SpecVersion] = c
-	}
-	return c.Dirty(s.svc.Spec, s.v.Node(t.NodeID))
+	return slices.ContainsFunc(good, func(o *cluster.Task) bool { return !s.outdated.Has(o) })
 }
 
 // successor makes the task that takes over a place. It waits, prepared, for the
@@ -186,7 +174,7 @@ func (s *servicePlan) relieve(pl cluster.Place, good, gone, left []*cluster.Task
 func (s *servicePlan) single(good []*cluster.Task) {
 	var clean []*cluster.Task
 	for _, t := range good {
-		if !s.dirty(t) {
+		if !s.outdated.Has(t) {
 			clean = append(clean, t)
 		}
 	}

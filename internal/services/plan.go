@@ -57,7 +57,7 @@ func (p *planner) service(svc *cluster.Service, tasks []*cluster.Task) time.Time
 	}
 	s := &servicePlan{
 		planner: p, svc: svc, places: cluster.Places(tasks),
-		changed: map[string]bool{}, compared: map[uint64]cluster.SpecChange{},
+		changed: map[string]bool{}, outdated: cluster.NewOutdated(svc, p.v),
 	}
 	if mode.Global != nil {
 		s.global()
@@ -79,7 +79,7 @@ type servicePlan struct {
 	// changed are the tasks this pass already writes: a second write of one would
 	// be stale.
 	changed  map[string]bool
-	compared map[uint64]cluster.SpecChange // by version
+	outdated cluster.Outdated
 }
 
 // allocated reports whether tasks of the present spec may be created.

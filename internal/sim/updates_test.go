@@ -27,7 +27,7 @@ func allOf(v store.View, id string) bool {
 	svc := v.Service(id)
 	for _, t := range v.TasksOf(id) {
 		if t.Desired <= cluster.StateRunning &&
-			cluster.CompareSpecs(svc.Spec, v.SpecOf(id, t.SpecVersion).Spec).Dirty(svc.Spec, v.Node(t.NodeID)) {
+			cluster.NewOutdated(svc, v).Has(t) {
 			return false
 		}
 	}
