@@ -95,7 +95,7 @@ func swarmState(node *swarm.Node) func() (httpapi.Control, error) {
 
 // swarmEvents publishes what changes in the swarm while node is a manager.
 func swarmEvents(node *swarm.Node, r *rooms) *swarmevents.Watcher {
-	return &swarmevents.Watcher{Publish: r.engine.Publish, State: func() (*store.Store, error) {
+	return &swarmevents.Watcher{Publish: r.engine.PublishSwarm, State: func() (*store.Store, error) {
 		c, err := node.Control()
 		if err != nil {
 			return nil, err

@@ -96,14 +96,18 @@ func (e *Engine) Events(ctx context.Context, since, until time.Time, filters map
 	}
 }
 
-// Publish records an event and hands it to the listeners.
+// Publish records an event of this host and hands it to the listeners.
 func (e *Engine) Publish(typ events.Type, action events.Action, actor events.Actor) {
+	e.publish("local", typ, action, actor)
+}
+
+// PublishSwarm records an event of the swarm and hands it to the listeners.
+func (e *Engine) PublishSwarm(typ events.Type, action events.Action, actor events.Actor) {
+	e.publish("swarm", typ, action, actor)
+}
+
+func (e *Engine) publish(scope string, typ events.Type, action events.Action, actor events.Actor) {
 	now := time.Now().UTC()
-	scope := "local"
-	switch typ {
-	case events.NodeEventType, events.ServiceEventType, events.SecretEventType, events.ConfigEventType:
-		scope = "swarm"
-	}
 	e.events.publish(events.Message{Type: typ, Action: action, Actor: actor, Scope: scope, Time: now.Unix(), TimeNano: now.UnixNano()})
 }
 

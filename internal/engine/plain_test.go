@@ -164,6 +164,16 @@ func TestEventFilters(t *testing.T) {
 	}
 }
 
+func TestAnEventSaysWhoseItIs(t *testing.T) {
+	e := &Engine{events: newBus()}
+	e.Publish(events.NetworkEventType, events.ActionCreate, events.Actor{ID: "bridge"})
+	e.PublishSwarm(events.NetworkEventType, events.ActionCreate, events.Actor{ID: "overlay"})
+	got, _, _ := e.events.after(0)
+	if len(got) != 2 || got[0].Scope != "local" || got[1].Scope != "swarm" {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestEventRing(t *testing.T) {
 	b := newBus()
 	for i := range kept + 10 {

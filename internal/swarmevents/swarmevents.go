@@ -20,7 +20,7 @@ const lookAgain = time.Second
 type Watcher struct {
 	// State returns the swarm's state, or an error while this node is no manager.
 	State func() (*store.Store, error)
-	// Publish is *engine.Engine's.
+	// Publish is *engine.Engine's PublishSwarm.
 	Publish func(typ events.Type, action events.Action, actor events.Actor)
 }
 
