@@ -37,6 +37,7 @@ func measurements() []measurement {
 		{"log-per-task", "bytes of Raft log a task, from creation to running", 1, logPerTask},
 		{"throughput", "TCP between containers on two hosts: overlay, through a virtual address, beside plain VXLAN", 5, throughput},
 		{"writes", "writes a second: three managers on one disk, eight clients", 3, writes},
+		{"sessions", "a manager with 1,000 nodes and 10,000 tasks: memory, CPU at rest, 10,000 replicas to running", 1, sessions},
 		{"name", "a new service's name on another node", 7, name},
 		{"update", "requests lost in a rolling update, a scale-down and a drain under load", 3, update},
 	}
