@@ -50,6 +50,9 @@ const (
 	ingressPriority = 100
 )
 
+// ntfSticky keeps an entry of a bridge at its link; x/sys lacks it.
+const ntfSticky = 1 << 6
+
 // vethName is the host's end of a container's place in a network.
 func vethName(networkID, id string) string {
 	sum := sha256.Sum256([]byte(networkID + "/" + id))
@@ -155,11 +158,24 @@ func (o *Overlay) plug(v *view, ns netns.NsHandle, inside *netlink.Handle, req A
 	if err != nil {
 		return fmt.Errorf("network %s: interface %s: %w", v.net.Name, req.IfName, err)
 	}
-	err = configure(inside, req, v.net.Subnet.Bits())
+	err = o.pin(pair.Attrs().Index, req.Addr)
+	if err == nil {
+		err = configure(inside, req, v.net.Subnet.Bits())
+	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("network %s: interface %s: %w", v.net.Name, req.IfName, err), o.deleteLinks(name))
 	}
 	return nil
+}
+
+// pin ties an address' MAC to the link its holder is behind. A bridge that
+// learns would believe whoever sends under it: a host that left the swarm, or
+// was given up while it was cut off, may still run the address' last holder.
+func (o *Overlay) pin(link int, a netip.Addr) error {
+	return o.nl.NeighSet(&netlink.Neigh{
+		LinkIndex: link, Family: unix.AF_BRIDGE, HardwareAddr: hardware(a),
+		State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER | ntfSticky,
+	})
 }
 
 func configure(inside *netlink.Handle, req AttachRequest, bits int) error {
@@ -389,7 +405,11 @@ func (o *Overlay) replug(networkID string, br netlink.Link, mtu int) error {
 			continue // its namespace has ended
 		}
 		if l.Attrs().MasterIndex != br.Attrs().Index {
-			if err := o.nl.LinkSetMaster(l, br); err != nil {
+			err := o.nl.LinkSetMaster(l, br)
+			if err == nil {
+				err = o.pin(l.Attrs().Index, a.addr)
+			}
+			if err != nil {
 				return err
 			}
 		}
