@@ -96,7 +96,8 @@ type Service struct {
 	Ports        []swarm.PortConfig // Spec's ports with the published ones filled in
 	VIPs         []VIP
 	// Allocated is the SpecVersion that Ports and VIPs were last made for. Tasks
-	// are created only once it equals SpecVersion.
+	// are created only once it equals SpecVersion. The store sets it at once where
+	// they need no change.
 	Allocated uint64
 	// AllocErr says why Ports and VIPs could not be made for SpecVersion.
 	AllocErr string

@@ -147,7 +147,10 @@ func TestTheLowestFreeSlotsAreFilled(t *testing.T) {
 
 func TestNothingIsMadeBeforeTheSpecIsAllocated(t *testing.T) {
 	g := newStage(t, replicas(1), "a")
-	g.update(func(s *swarm.ServiceSpec) { *s = replicas(3); s.Name = "web" })
+	g.update(func(s *swarm.ServiceSpec) {
+		*s = replicas(3)
+		s.Name, s.EndpointSpec = "web", &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}}}
+	})
 	g.pass()
 	g.want()
 	g.allocate()

@@ -290,6 +290,7 @@ func (x *tx) settleService(old, n *cluster.Service) error {
 			n.Previous, n.PrevVersion = old.Previous, old.PrevVersion
 		}
 	}
+	settleAllocation(old, n)
 	x.ref(n.ID, n.SpecVersion, n.Spec, 1)
 	x.ref(n.ID, n.PrevVersion, n.Previous, 1)
 	if old != nil {
