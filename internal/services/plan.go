@@ -31,7 +31,7 @@ const rejectedErr = "assigned node no longer meets constraints"
 // to look again. memo (nil for none) spares it what has not changed.
 func Plan(now time.Time, v store.View, memo *pass.Memo) (todo pass.Todo, again time.Time) {
 	memo.Begin(v)
-	p := &planner{now: now, v: v, constraints: map[*swarm.ServiceSpec][]cluster.Constraint{}}
+	p := &planner{now: now, v: v, constraints: map[*swarm.ServiceSpec]matcher{}}
 	p.misfits = p.overcommitted(memo)
 	again = memo.Services(now, v, &p.todo, p.service)
 	return p.todo, again
@@ -45,7 +45,7 @@ type planner struct {
 	again time.Time
 	// misfits are tasks whose node has less than what was promised to them.
 	misfits     map[string]bool
-	constraints map[*swarm.ServiceSpec][]cluster.Constraint
+	constraints map[*swarm.ServiceSpec]matcher
 }
 
 // service plans one service and returns when to look at it again.
@@ -237,15 +237,13 @@ type matcher struct {
 func (m matcher) match(n *cluster.Node) bool { return !m.bad && cluster.MatchAll(m.cs, n) }
 
 func (p *planner) parsed(spec *swarm.ServiceSpec) matcher {
-	if cs, ok := p.constraints[spec]; ok {
-		return matcher{cs: cs}
+	m, known := p.constraints[spec]
+	if !known {
+		cs, err := cluster.ParseConstraints(cluster.ConstraintsOf(spec))
+		m = matcher{cs, err != nil}
+		p.constraints[spec] = m
 	}
-	cs, err := cluster.ParseConstraints(cluster.ConstraintsOf(spec))
-	if err != nil {
-		return matcher{bad: true}
-	}
-	p.constraints[spec] = cs
-	return matcher{cs: cs}
+	return m
 }
 
 // want adds a write that changes what is wanted of a task.
