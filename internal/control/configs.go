@@ -7,7 +7,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
-	"github.com/skep-dev/skep/internal/filters"
 	"github.com/skep-dev/skep/internal/store"
 )
 
@@ -34,13 +33,12 @@ func (a *API) Configs(ctx context.Context, f Filters) ([]swarm.Config, error) {
 }
 
 func (a *API) configs(_ context.Context, r listReq) ([]swarm.Config, error) {
-	f := r.Filters
-	if err := filters.Check(f, "names", "name", "id", "label"); err != nil {
+	if err := checkPayloadFilters(r.Filters); err != nil {
 		return nil, err
 	}
 	var out []swarm.Config
 	for _, s := range a.Store.View().Configs() {
-		if filters.Exact(f, "names", s.Spec.Name) && filters.Prefixed(f, "name", s.Spec.Name) && filters.Prefixed(f, "id", s.ID) && filters.Labels(f, "label", s.Spec.Labels) {
+		if payloadPasses(r.Filters, s.ID, &s.Spec.Annotations) {
 			out = append(out, configAPI(s))
 		}
 	}
@@ -66,16 +64,7 @@ func (a *API) CreateConfig(ctx context.Context, spec swarm.ConfigSpec) (string, 
 }
 
 func (a *API) createConfig(ctx context.Context, spec swarm.ConfigSpec) (string, error) {
-	if err := checkPayloadName(spec.Name); err != nil {
-		return "", err
-	}
-	if err := unbuiltInPayload(nil, spec.Templating); err != nil {
-		return "", err
-	}
-	if err := checkPayloadSize("config", spec.Data, maxConfig); err != nil {
-		return "", err
-	}
-	if err := checkLabels(spec.Labels); err != nil {
+	if err := checkPayload("config", maxConfig, asSecret(&spec)); err != nil {
 		return "", err
 	}
 	s := &cluster.Config{ID: cluster.NewID(), Spec: &spec}
@@ -93,10 +82,7 @@ func (a *API) updateConfig(ctx context.Context, r updateConfig) (none, error) {
 	if err != nil {
 		return none{}, err
 	}
-	if r.Spec.Name != old.Spec.Name || len(r.Spec.Data) > 0 && !slices.Equal(r.Spec.Data, old.Spec.Data) {
-		return none{}, onlyLabels()
-	}
-	if err := checkLabels(r.Spec.Labels); err != nil {
+	if err := checkRelabelling(asSecret(old.Spec), asSecret(&r.Spec)); err != nil {
 		return none{}, err
 	}
 	if r.Version != old.Version {

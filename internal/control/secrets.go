@@ -7,7 +7,6 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
-	"github.com/skep-dev/skep/internal/filters"
 	"github.com/skep-dev/skep/internal/store"
 )
 
@@ -34,13 +33,12 @@ func (a *API) Secrets(ctx context.Context, f Filters) ([]swarm.Secret, error) {
 }
 
 func (a *API) secrets(_ context.Context, r listReq) ([]swarm.Secret, error) {
-	f := r.Filters
-	if err := filters.Check(f, "names", "name", "id", "label"); err != nil {
+	if err := checkPayloadFilters(r.Filters); err != nil {
 		return nil, err
 	}
 	var out []swarm.Secret
 	for _, s := range a.Store.View().Secrets() {
-		if filters.Exact(f, "names", s.Spec.Name) && filters.Prefixed(f, "name", s.Spec.Name) && filters.Prefixed(f, "id", s.ID) && filters.Labels(f, "label", s.Spec.Labels) {
+		if payloadPasses(r.Filters, s.ID, &s.Spec.Annotations) {
 			out = append(out, secretAPI(s))
 		}
 	}
@@ -66,16 +64,7 @@ func (a *API) CreateSecret(ctx context.Context, spec swarm.SecretSpec) (string, 
 }
 
 func (a *API) createSecret(ctx context.Context, spec swarm.SecretSpec) (string, error) {
-	if err := checkPayloadName(spec.Name); err != nil {
-		return "", err
-	}
-	if err := unbuiltInPayload(spec.Driver, spec.Templating); err != nil {
-		return "", err
-	}
-	if err := checkPayloadSize("secret", spec.Data, maxSecret); err != nil {
-		return "", err
-	}
-	if err := checkLabels(spec.Labels); err != nil {
+	if err := checkPayload("secret", maxSecret, &spec); err != nil {
 		return "", err
 	}
 	s := &cluster.Secret{ID: cluster.NewID(), Spec: &spec}
@@ -93,10 +82,7 @@ func (a *API) updateSecret(ctx context.Context, r updateSecret) (none, error) {
 	if err != nil {
 		return none{}, err
 	}
-	if r.Spec.Name != old.Spec.Name || len(r.Spec.Data) > 0 && !slices.Equal(r.Spec.Data, old.Spec.Data) {
-		return none{}, onlyLabels()
-	}
-	if err := checkLabels(r.Spec.Labels); err != nil {
+	if err := checkRelabelling(old.Spec, &r.Spec); err != nil {
 		return none{}, err
 	}
 	if r.Version != old.Version {
@@ -107,8 +93,6 @@ func (a *API) updateSecret(ctx context.Context, r updateSecret) (none, error) {
 	n.Spec = &spec
 	return none{}, a.propose(ctx, store.UpdateSecret(&n))
 }
-
-func onlyLabels() error { return invalid("only updates to Labels are allowed") }
 
 // RemoveSecret removes a secret that no service refers to.
 func (a *API) RemoveSecret(ctx context.Context, ref string) error {

@@ -91,9 +91,9 @@ func unbuiltInNetwork(r *network.CreateRequest) error {
 	)
 }
 
-func unbuiltInPayload(driver, templating *swarm.Driver) error {
+func unbuiltInPayload(s *swarm.SecretSpec) error {
 	return refuse(
-		absent{"a secret driver (--driver)", driver != nil},
-		absent{"the template driver (--template-driver)", templating != nil},
+		absent{"a secret driver (--driver)", s.Driver != nil},
+		absent{"the template driver (--template-driver)", s.Templating != nil},
 	)
 }

@@ -32,10 +32,7 @@ const (
 	maxNameLen   = 63
 )
 
-var (
-	dnsName     = regexp.MustCompile(`^[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*$`)
-	payloadName = regexp.MustCompile(`^[a-zA-Z0-9]+(?:[a-zA-Z0-9\-_.]*[a-zA-Z0-9])?$`)
-)
+var dnsName = regexp.MustCompile(`^[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*$`)
 
 // normalize brings a service's spec into the form it is stored in and refuses
 // words that mean nothing, as Docker's daemon does before its managers see it.
@@ -439,21 +436,6 @@ func validateEndpoint(e *swarm.EndpointSpec) error {
 			return invalid("EndpointSpec: duplicate published ports provided")
 		}
 		taken[k] = true
-	}
-	return nil
-}
-
-// checkPayloadName validates the name of a secret or a config.
-func checkPayloadName(name string) error {
-	if len(name) > 64 || !payloadName.MatchString(name) {
-		return invalid("invalid name, only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character must be [a-zA-Z0-9]")
-	}
-	return nil
-}
-
-func checkPayloadSize(noun string, data []byte, limit int) error {
-	if len(data) == 0 || len(data) >= limit {
-		return invalid("%s data must be larger than 0 and less than %d bytes", noun, limit)
 	}
 	return nil
 }
