@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netns"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // Adopt tells which containers still run after the daemon's restart; sandboxes
@@ -35,7 +37,7 @@ func (m *Manager) adoptOne(ctx context.Context, id string, running bool) error {
 	if s == nil || m.isAdopted(id) {
 		return nil
 	}
-	if !running || s.NetNS != "" && !isNS(s.NetNS) {
+	if !running || s.NetNS != "" && !namespace.At(s.NetNS) {
 		m.log.Info("sandbox removed, its container does not run", "container", id)
 		return m.dismantle(ctx, s)
 	}
@@ -76,7 +78,7 @@ func (m *Manager) resume(ctx context.Context, s *sandbox) error {
 		errs = append(errs, err)
 	}
 	if s.Resolver && s.NetNS != "" {
-		errs = append(errs, insidePath(s.NetNS, func(ns netns.NsHandle) error {
+		errs = append(errs, namespace.DoAt(s.NetNS, func(ns netns.NsHandle) error {
 			return m.names.open(s.ContainerID, ns)
 		}))
 	}

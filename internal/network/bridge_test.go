@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netns"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 func (h *testHost) network(req network.CreateRequest) string {
@@ -97,7 +99,7 @@ func TestPublishedPorts(t *testing.T) {
 func keepTalking(t *testing.T, ns, proto, to string) func() {
 	t.Helper()
 	var c net.Conn
-	must(t, insidePath(ns, func(netns.NsHandle) (err error) {
+	must(t, namespace.DoAt(ns, func(netns.NsHandle) (err error) {
 		c, err = net.Dial(proto+"4", to)
 		return err
 	}))

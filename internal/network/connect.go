@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // Connect gives a running container a place in one more network.
@@ -166,7 +167,7 @@ func (m *Manager) change(ctx context.Context, old, next *sandbox) error {
 		}
 	}
 	var gone, added string
-	err := insidePath(next.NetNS, func(ns netns.NsHandle) error {
+	err := namespace.DoAt(next.NetNS, func(ns netns.NsHandle) error {
 		for i := range old.Endpoints {
 			if ep := &old.Endpoints[i]; next.in(ep.NetworkID) == nil {
 				gone += hostsLine(old, ep)

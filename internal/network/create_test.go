@@ -8,6 +8,8 @@ import (
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netns"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 func subnet(s string) *network.IPAM {
@@ -70,7 +72,7 @@ func TestDefaultBridgeChanges(t *testing.T) {
 	}
 	first := defaultBridge()
 	h.stop()
-	must(t, insidePath(h.ns, func(ns netns.NsHandle) error {
+	must(t, namespace.DoAt(h.ns, func(ns netns.NsHandle) error {
 		l, err := newLinks(ns)
 		if err != nil {
 			return err

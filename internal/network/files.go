@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/network"
-	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/cluster"
 )
@@ -257,10 +256,4 @@ func parseResolvConf(data []byte) resolvConf {
 		}
 	}
 	return c
-}
-
-// sameFS reports whether two paths lie on the same file system.
-func sameFS(a, b string) bool {
-	var sa, sb unix.Statfs_t
-	return unix.Statfs(a, &sa) == nil && unix.Statfs(b, &sb) == nil && sa.Type == sb.Type
 }

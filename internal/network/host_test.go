@@ -16,6 +16,8 @@ import (
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netns"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // testHost is a network namespace that stands in for a host, with a second one
@@ -45,7 +47,7 @@ func newWorld(t *testing.T) string {
 		t.Skip("NEEDS ROOT: network namespaces cannot be made without it")
 	}
 	world := testNS(t, t.TempDir())
-	must(t, insidePath(world, func(ns netns.NsHandle) error {
+	must(t, namespace.DoAt(world, func(ns netns.NsHandle) error {
 		l, err := newLinks(ns)
 		if err != nil {
 			return err
@@ -67,12 +69,12 @@ func newHostIn(t *testing.T, world, addr string) *testHost {
 	t.Helper()
 	dir := t.TempDir()
 	h := &testHost{t: t, dir: dir, addr: netip.MustParseAddr(addr), ns: testNS(t, dir), outside: world}
-	must(t, insidePath(world, func(ns netns.NsHandle) error {
+	must(t, namespace.DoAt(world, func(ns netns.NsHandle) error {
 		l, err := newLinks(ns)
 		if err != nil {
 			return err
 		}
-		return insidePath(h.ns, func(inner netns.NsHandle) error {
+		return namespace.DoAt(h.ns, func(inner netns.NsHandle) error {
 			return l.plug(&netRecord{Link: "world", MTU: 1500, ICC: true}, &endpoint{IfName: "up0", HostLink: "h" + h.addr.String()[len("10.99.0."):],
 				Endpoint: Endpoint{MAC: fmt.Sprintf("02:99:00:00:00:%02x", h.addr.As4()[3]), Addr: netip.PrefixFrom(h.addr, 24),
 					Gateway: netip.MustParseAddr(outsideAddr)}}, inner, true)
@@ -87,7 +89,7 @@ func newHostIn(t *testing.T, world, addr string) *testHost {
 // start starts a daemon on the host; its stop leaves everything else as it is.
 func (h *testHost) start() {
 	h.t.Helper()
-	must(h.t, insidePath(h.ns, func(netns.NsHandle) (err error) {
+	must(h.t, namespace.DoAt(h.ns, func(netns.NsHandle) (err error) {
 		h.Manager, err = New(Config{Dir: h.dir + "/state", ExecDir: h.dir + "/run", ResolvConf: h.dir + "/resolv.conf",
 			Bridge: h.bridge, Swarm: h.swarm, Prepared: 1, DataAddr: h.vtep, Log: slog.New(slog.NewTextHandler(testWriter{h.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 		return err
@@ -121,10 +123,10 @@ func (w testWriter) Write(p []byte) (int, error) {
 
 func testNS(t *testing.T, dir string) string {
 	t.Helper()
-	path, err := makeNS(dir)
+	path, err := namespace.Make(dir)
 	must(t, err)
 	t.Cleanup(func() {
-		if err := removeNS(path); err != nil {
+		if err := namespace.Remove(path); err != nil {
 			t.Error(err)
 		}
 	})
@@ -180,7 +182,7 @@ func portsOf(t *testing.T, ports map[string]string) network.PortMap {
 func echo(t *testing.T, ns, proto string, port int) {
 	t.Helper()
 	at := fmt.Sprintf("0.0.0.0:%d", port)
-	must(t, insidePath(ns, func(netns.NsHandle) error {
+	must(t, namespace.DoAt(ns, func(netns.NsHandle) error {
 		if proto == "udp" {
 			pc, err := net.ListenPacket("udp4", at)
 			if err != nil {
@@ -233,7 +235,7 @@ const patience = 500 * time.Millisecond
 // call asks an echo from a namespace and returns the address it saw.
 func call(ns, proto, to string) (netip.Addr, error) {
 	var seen netip.Addr
-	err := insidePath(ns, func(netns.NsHandle) error {
+	err := namespace.DoAt(ns, func(netns.NsHandle) error {
 		c, err := net.DialTimeout(proto+"4", to, patience)
 		if err != nil {
 			return err

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 const (
@@ -145,12 +146,11 @@ func (l *links) dressBridge(link netlink.Link, r *netRecord) error {
 			return err
 		}
 	}
-	err := inside(l.ns, func() error {
+	_, err := namespace.SetAll(l.ns, map[string]string{
 		// So that 127.0.0.1:PORT reaches a container; the raw chain keeps
 		// such packets of others out.
-		return errors.Join(
-			setSysctl("net/ipv4/conf/"+sysctlName(r.Link)+"/route_localnet", "1"),
-			setSysctl("net/ipv6/conf/"+sysctlName(r.Link)+"/disable_ipv6", "1"))
+		"net/ipv4/conf/" + sysctlName(r.Link) + "/route_localnet": "1",
+		"net/ipv6/conf/" + sysctlName(r.Link) + "/disable_ipv6":   "1",
 	})
 	if err != nil {
 		return err
@@ -334,13 +334,13 @@ func routeVia(ns netns.NsHandle, ep *endpoint) error {
 // prepareHost lets the daemon's namespace forward, and keeps bridged frames off
 // the IP hooks.
 func (l *links) prepareHost() error {
-	return inside(l.ns, func() error {
-		return errors.Join(
-			setSysctl("net/ipv4/ip_forward", "1"),
-			setSysctl("net/bridge/bridge-nf-call-iptables", "0"),
-			setSysctl("net/bridge/bridge-nf-call-ip6tables", "0"),
-			setSysctl("net/bridge/bridge-nf-call-arptables", "0"))
+	_, err := namespace.SetAll(l.ns, map[string]string{
+		"net/ipv4/ip_forward":                 "1",
+		"net/bridge/bridge-nf-call-iptables":  "0",
+		"net/bridge/bridge-nf-call-ip6tables": "0",
+		"net/bridge/bridge-nf-call-arptables": "0",
 	})
+	return err
 }
 
 func toIPNet(p netip.Prefix) *net.IPNet {

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/skep-dev/skep/internal/network/namespace"
 	"github.com/skep-dev/skep/internal/network/overlay"
 )
 
@@ -24,7 +25,7 @@ type Manager struct {
 	log       *slog.Logger
 	host      netns.NsHandle // the daemon's namespace, whichever it is
 	links     *links
-	pool      *nsPool
+	pool      *namespace.Pool
 	fw        *firewall
 	ports     *portTable
 	names     *resolver
@@ -51,7 +52,7 @@ func New(cfg Config) (*Manager, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	host, err := netns.GetFromPath(threadNS)
+	host, err := namespace.Here()
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +60,7 @@ func New(cfg Config) (*Manager, error) {
 		netsDir:   records{filepath.Join(cfg.Dir, "networks")},
 		boxesDir:  records{filepath.Join(cfg.ExecDir, "sandboxes")},
 		placesDir: records{filepath.Join(cfg.Dir, "places")},
-		pool:      newNSPool(filepath.Join(cfg.ExecDir, "netns"), cfg.Prepared),
+		pool:      namespace.NewPool(filepath.Join(cfg.ExecDir, "netns"), cfg.Prepared),
 		fw:        newFirewall(host, cfg.Log), ports: newPortTable(host),
 		nets: newTurn(), networks: map[string]*netRecord{}, sandboxes: map[string]*sandbox{},
 		adopted: map[string]bool{}, owed: map[string]bool{}, applied: make(chan struct{})}
@@ -78,7 +79,7 @@ func New(cfg Config) (*Manager, error) {
 
 // open reads the records and makes the host agree with them.
 func (m *Manager) open() error {
-	if err := os.MkdirAll(m.pool.dir, 0o711); err != nil {
+	if err := os.MkdirAll(filepath.Join(m.cfg.ExecDir, "netns"), 0o711); err != nil {
 		return err
 	}
 	err := m.netsDir.load(func(data []byte) error {
@@ -135,7 +136,7 @@ func (m *Manager) sweep() error {
 			links[ep.HostLink] = true
 		}
 	}
-	return errors.Join(m.links.sweep(bridges, links), m.pool.sweep(spaces))
+	return errors.Join(m.links.sweep(bridges, links), m.pool.Sweep(spaces))
 }
 
 // Run does what goes on in the background until ctx ends: namespaces are kept
@@ -143,7 +144,7 @@ func (m *Manager) sweep() error {
 // their networks stay when it returns.
 func (m *Manager) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return m.pool.run(ctx) })
+	g.Go(func() error { return m.pool.Run(ctx) })
 	g.Go(func() error { return m.fw.run(ctx) })
 	g.Go(func() error { return m.overlay.Run(ctx) })
 	g.Go(func() error { return m.payDebts(ctx) })

@@ -14,6 +14,8 @@ import (
 	"github.com/miekg/dns"
 	"github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netns"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // ask puts a question to 127.0.0.11 in a namespace.
@@ -22,7 +24,7 @@ func ask(t *testing.T, ns, proto, name string, typ uint16) (*dns.Msg, error) {
 	q := new(dns.Msg)
 	q.SetQuestion(dns.Fqdn(name), typ)
 	var a *dns.Msg
-	err := insidePath(ns, func(netns.NsHandle) error {
+	err := namespace.DoAt(ns, func(netns.NsHandle) error {
 		conn, err := net.DialTimeout(proto, "127.0.0.11:53", time.Second)
 		if err != nil {
 			return err
@@ -77,7 +79,7 @@ func serveNames(t *testing.T, ns string) {
 		}
 		w.WriteMsg(a)
 	})
-	must(t, insidePath(ns, func(netns.NsHandle) error {
+	must(t, namespace.DoAt(ns, func(netns.NsHandle) error {
 		pc, err := net.ListenPacket("udp4", outsideAddr+":53")
 		if err != nil {
 			return err

@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // The range that ports come from when the user leaves the choice to us.
@@ -226,7 +227,7 @@ func (t *portTable) hold(container string, b binding) error {
 		return conflict{fmt.Sprintf("Bind for %s:%d failed: port is already allocated", b.HostIP, b.HostPort), errPortTaken}
 	}
 	var sock io.Closer
-	err := inside(t.ns, func() (err error) {
+	err := namespace.Do(t.ns, func() (err error) {
 		sock, err = listen(b)
 		return err
 	})

@@ -16,6 +16,8 @@ import (
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 const (
@@ -60,7 +62,7 @@ func (r *resolver) open(container string, ns netns.NsHandle) error {
 	}
 	var udp net.PacketConn
 	var tcp net.Listener
-	err := inside(ns, func() (err error) {
+	err := namespace.Do(ns, func() (err error) {
 		udp, tcp, err = listenNames()
 		return err
 	})
@@ -297,9 +299,9 @@ func (r *resolver) exchange(up upstream, q *dns.Msg, overTCP bool) (*dns.Msg, er
 	}
 	var err error
 	if up.netns == "" {
-		err = inside(r.host, dial)
+		err = namespace.Do(r.host, dial)
 	} else {
-		err = insidePath(up.netns, func(netns.NsHandle) error { return dial() })
+		err = namespace.DoAt(up.netns, func(netns.NsHandle) error { return dial() })
 	}
 	if err != nil {
 		return nil, err

@@ -14,13 +14,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // linkNames are the interfaces of the host.
 func (h *testHost) linkNames() []string {
 	h.t.Helper()
 	var out []string
-	must(h.t, insidePath(h.ns, func(netns.NsHandle) error {
+	must(h.t, namespace.DoAt(h.ns, func(netns.NsHandle) error {
 		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
@@ -58,9 +60,9 @@ func TestRestart(t *testing.T) {
 	h.stop()
 	reaches(t, "with the daemon away", h.outside, "tcp", hostAddr+":8080", outsideAddr)
 	// What a daemon leaves that dies in the middle of a Join.
-	_, err = makeNS(h.dir + "/run/netns")
+	_, err = namespace.Make(h.dir + "/run/netns")
 	must(t, err)
-	must(t, insidePath(h.ns, func(netns.NsHandle) error {
+	must(t, namespace.DoAt(h.ns, func(netns.NsHandle) error {
 		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
@@ -137,7 +139,7 @@ func TestRulesComeBack(t *testing.T) {
 	web := h.join("web", map[string]string{"80/tcp": "8080"}, "bridge")
 	echo(t, web.NetNS, "tcp", 80)
 	reaches(t, "outside", h.outside, "tcp", hostAddr+":8080", outsideAddr)
-	must(t, insidePath(h.ns, func(ns netns.NsHandle) error {
+	must(t, namespace.DoAt(h.ns, func(ns netns.NsHandle) error {
 		c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
 		if err != nil {
 			return err
@@ -150,7 +152,7 @@ func TestRulesComeBack(t *testing.T) {
 		return err == nil
 	})
 	// The operator's chain is there, and what it drops is dropped.
-	must(t, insidePath(h.ns, func(ns netns.NsHandle) error {
+	must(t, namespace.DoAt(h.ns, func(ns netns.NsHandle) error {
 		c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
 		if err != nil {
 			return err
@@ -169,7 +171,7 @@ func TestPortConflicts(t *testing.T) {
 	h := newTestHost(t)
 	ctx := context.Background()
 	h.join("first", map[string]string{"80/tcp": "8080"}, "bridge")
-	must(t, insidePath(h.ns, func(netns.NsHandle) error {
+	must(t, namespace.DoAt(h.ns, func(netns.NsHandle) error {
 		l, err := net.Listen("tcp4", "0.0.0.0:8090")
 		if err == nil {
 			t.Cleanup(func() { l.Close() })

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +13,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // Join makes the sandbox of a container that is about to start. It is
@@ -25,7 +25,7 @@ func (m *Manager) Join(ctx context.Context, req SandboxRequest) (*Sandbox, error
 	}
 	defer give()
 	if s := m.sandbox(req.ContainerID); s != nil {
-		if s.NetNS == "" || isNS(s.NetNS) {
+		if s.NetNS == "" || namespace.At(s.NetNS) {
 			return s.public(), nil
 		}
 		if err := m.dismantle(ctx, s); err != nil { // its namespace went with a reboot
@@ -148,7 +148,7 @@ func (m *Manager) build(ctx context.Context, s *sandbox, req SandboxRequest) (*s
 	host := len(s.Endpoints) == 1 && s.Endpoints[0].Kind == driverHost
 	if !host {
 		var err error
-		if s.NetNS, err = m.pool.take(); err != nil {
+		if s.NetNS, err = m.pool.Take(); err != nil {
 			return s, err
 		}
 	}
@@ -188,7 +188,7 @@ func external(err error, name, endpointID string) error {
 
 // wire connects the namespace of s to its networks and opens its resolver.
 func (m *Manager) wire(ctx context.Context, s *sandbox, sysctls map[string]string) error {
-	return insidePath(s.NetNS, func(ns netns.NsHandle) error {
+	return namespace.DoAt(s.NetNS, func(ns netns.NsHandle) error {
 		gw := s.gateway()
 		for _, ep := range wiring(s) {
 			if err := m.attach(ctx, s, ep, ns, gw == ep); err != nil {
@@ -205,7 +205,7 @@ func (m *Manager) wire(ctx context.Context, s *sandbox, sysctls map[string]strin
 			if !strings.HasPrefix(path, "net/") || strings.Contains(path, "//") {
 				continue // not of a network namespace: the runtime's business
 			}
-			if err := setSysctl(path, sysctls[key]); err != nil {
+			if _, err := namespace.Set(path, sysctls[key]); err != nil {
 				return cluster.Invalidf("sysctl %s: %v", key, err)
 			}
 		}
@@ -305,7 +305,7 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 	}
 	all.Wait()
 	if s.NetNS != "" {
-		errs = append(errs, removeNS(s.NetNS))
+		errs = append(errs, namespace.Remove(s.NetNS))
 	}
 	errs = append(errs, m.ports.release(s.ContainerID, s.Ports))
 	if err := errors.Join(errs...); err != nil {
@@ -319,15 +319,6 @@ func (m *Manager) dismantle(ctx context.Context, s *sandbox) error {
 		m.giveBack(ctx, s.Endpoints[i].Task)
 	}
 	return nil
-}
-
-// isNS reports whether path is a namespace's file and not just its empty place.
-func isNS(path string) bool {
-	here, err := os.Stat(path)
-	if err != nil {
-		return false
-	}
-	return here.Size() == 0 && here.Mode().IsRegular() && sameFS(path, threadNS)
 }
 
 // Rename gives a container another name.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // The nftables library's own monitor can only be asked for everything, and
@@ -17,7 +19,7 @@ import (
 // ctx ends.
 func watchRules(ctx context.Context, ns netns.NsHandle, wake chan<- struct{}) error {
 	var sock *os.File
-	err := inside(ns, func() error {
+	err := namespace.Do(ns, func() error {
 		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 		if err != nil {
 			return err

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // AttachRequest is a task's or container's wish for its place in a network.
@@ -70,7 +71,7 @@ func (o *Overlay) Attach(ctx context.Context, req AttachRequest) error {
 	if req.IfName == "" || len(req.IfName) >= unix.IFNAMSIZ {
 		return cluster.Invalidf("interface name %q is not usable", req.IfName)
 	}
-	ns, id, err := openNS(req.NetNS)
+	ns, id, err := namespace.Open(req.NetNS)
 	if err != nil {
 		return fmt.Errorf("namespace %s: %w", req.NetNS, err)
 	}
@@ -232,7 +233,7 @@ func routeIngress(ns netns.NsHandle, inside *netlink.Handle, v *view, ifName str
 		}
 	}
 	// A client's address has its route elsewhere; 1 would drop it.
-	_, err = sysctls(ns, map[string]string{"ipv4/conf/" + ifName + "/rp_filter": "2"})
+	_, err = namespace.SetAll(ns, map[string]string{"net/ipv4/conf/" + ifName + "/rp_filter": "2"})
 	return err
 }
 
@@ -247,7 +248,7 @@ func ingressRule() *netlink.Rule {
 
 // register enters the attachment, before its rules are derived, so that a
 // change in between reaches it either way.
-func (o *Overlay) register(req AttachRequest, id nsID, fresh bool) *sandbox {
+func (o *Overlay) register(req AttachRequest, id namespace.ID, fresh bool) *sandbox {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	sb := o.sandboxes[req.NetNS]
@@ -325,8 +326,8 @@ func (o *Overlay) Release(ctx context.Context, id string) error {
 // unrouteIngress removes what routeIngress left that did not go with the
 // interface.
 func unrouteIngress(sb *sandbox, a *attachment) error {
-	ns, id, err := openNS(sb.path)
-	defer func() { closeNS(ns) }()
+	ns, id, err := namespace.Open(sb.path)
+	defer namespace.Close(ns)
 	if err != nil || id != sb.id {
 		return ignoreMissing(err)
 	}
@@ -367,8 +368,8 @@ func (o *Overlay) setSandboxMTU(sb *sandbox, networkID string, mtu int) error {
 			return err
 		}
 	}
-	ns, id, err := openNS(sb.path)
-	defer func() { closeNS(ns) }()
+	ns, id, err := namespace.Open(sb.path)
+	defer namespace.Close(ns)
 	if err != nil || id != sb.id {
 		return ignoreMissing(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // vxlanOverhead is what VXLAN over IPv4 adds to a packet: the outer Ethernet's
@@ -104,24 +105,24 @@ func (o *Overlay) makeDevice(v *view, mtu int) (*device, error) {
 		return nil, err
 	}
 	set := map[string]string{
-		"bridge/bridge-nf-call-iptables":  "0",
-		"bridge/bridge-nf-call-ip6tables": "0",
-		"bridge/bridge-nf-call-arptables": "0",
+		"net/bridge/bridge-nf-call-iptables":  "0",
+		"net/bridge/bridge-nf-call-ip6tables": "0",
+		"net/bridge/bridge-nf-call-arptables": "0",
 	}
 	for _, l := range []netlink.Link{br, vx} {
-		set["ipv6/conf/"+l.Attrs().Name+"/disable_ipv6"] = "1"
+		set["net/ipv6/conf/"+l.Attrs().Name+"/disable_ipv6"] = "1"
 	}
 	if v.net.Ingress {
-		set["ipv4/ip_forward"] = "1"
-		set["ipv4/conf/"+br.Attrs().Name+"/route_localnet"] = "1"
+		set["net/ipv4/ip_forward"] = "1"
+		set["net/ipv4/conf/"+br.Attrs().Name+"/route_localnet"] = "1"
 	}
-	changed, err := sysctls(o.ns, set)
+	changed, err := namespace.SetAll(o.ns, set)
 	if err != nil {
 		return nil, err
 	}
 	for _, key := range changed {
 		if !strings.Contains(key, "/conf/") { // the host's, not our links'
-			o.log.Info("host setting changed for the overlay", "key", "net/"+key, "value", set[key])
+			o.log.Info("host setting changed for the overlay", "key", key, "value", set[key])
 		}
 	}
 	for _, l := range []netlink.Link{br, vx} {

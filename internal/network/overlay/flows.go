@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // Numbers of the kernel's conntrack netlink, which x/sys lacks; see
@@ -58,7 +60,7 @@ type tuple struct {
 
 func dialFlows(ns netns.NsHandle) (*flows, error) {
 	f := &flows{buf: make([]byte, 1<<16)}
-	err := within(ns, func() (err error) {
+	err := namespace.Do(ns, func() (err error) {
 		f.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 		return err
 	})

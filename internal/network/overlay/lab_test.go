@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // A lab is three hosts (skov-h1 to 3, 10.99.0.1 to 3) on a bridge in skov-u,
@@ -180,7 +181,7 @@ func (l *lab) in(ns string, fn func() error) error {
 		return err
 	}
 	defer h.Close()
-	return within(h, fn)
+	return namespace.Do(h, fn)
 }
 
 // container makes a namespace with an interface on the host's gateway bridge.

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // Config is what an Overlay needs from the daemon.
@@ -108,9 +109,7 @@ func openHost(path string) (netns.NsHandle, error) {
 	if path != "" {
 		return netns.GetFromPath(path)
 	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	return netns.Get()
+	return namespace.Here()
 }
 
 // Close gives sockets and handles back. The data path stays as it is.
@@ -365,27 +364,11 @@ func (o *Overlay) Networks() []Network {
 	return out
 }
 
-// PortConflict is a published port that somebody else on this host holds.
-type PortConflict struct {
-	Protocol string
-	Port     uint16
-	Owner    string // command and process id, as far as it can be found out
-}
-
-// Conflicts lists the published ports this node does not serve, because another
-// program was there first.
-func (o *Overlay) Conflicts(ctx context.Context) ([]PortConflict, error) {
-	if err := o.take(ctx); err != nil {
-		return nil, err
-	}
-	defer o.release()
-	return o.ports.conflicts(), nil
-}
-
 // ignoreMissing drops errors that say the thing to remove is not there.
 func ignoreMissing(err error) error {
 	var gone netlink.LinkNotFoundError
-	if errors.As(err, &gone) || errors.Is(err, os.ErrNotExist) || isGone(err) {
+	if errors.As(err, &gone) || errors.Is(err, os.ErrNotExist) ||
+		errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) {
 		return nil
 	}
 	return err

@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,12 +10,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // portHolder keeps a listening socket for each published port, so that others
@@ -26,7 +26,7 @@ type portHolder struct {
 	ns    netns.NsHandle
 	log   *slog.Logger
 	held  map[port]heldPort
-	taken map[port]string // who has it
+	taken map[port]string // by whom, as far as it can be found out
 }
 
 type heldPort struct{ io.Closer }
@@ -79,20 +79,9 @@ func (h *portHolder) release(keep map[port]publication) {
 
 func (h *portHolder) releaseAll() { h.release(nil) }
 
-func (h *portHolder) conflicts() []PortConflict {
-	var out []PortConflict
-	for p, owner := range h.taken {
-		out = append(out, PortConflict{Protocol: protocolName(p.proto), Port: p.number, Owner: owner})
-	}
-	slices.SortFunc(out, func(a, b PortConflict) int {
-		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
-	})
-	return out
-}
-
 func (h *portHolder) listen(p port) (s io.Closer, err error) {
 	addr := net.JoinHostPort("0.0.0.0", strconv.Itoa(int(p.number)))
-	err = within(h.ns, func() error {
+	err = namespace.Do(h.ns, func() error {
 		var lc net.ListenConfig
 		var err error
 		switch p.proto {
@@ -112,7 +101,7 @@ func (h *portHolder) listen(p port) (s io.Closer, err error) {
 func (h *portHolder) owner(p port) string {
 	const unknown = "another program"
 	inodes := map[string]bool{}
-	err := within(h.ns, func() error {
+	err := namespace.Do(h.ns, func() error {
 		for _, file := range []string{protocolName(p.proto), protocolName(p.proto) + "6"} {
 			f, err := os.Open("/proc/thread-self/net/" + file)
 			if err != nil {

@@ -9,8 +9,9 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/network/namespace"
 )
 
 // taskTable is our table in a task's namespace, for the families ip and netdev.
@@ -19,7 +20,7 @@ const taskTable = "skep-overlay"
 // sandbox is a container's network namespace that is in at least one network.
 type sandbox struct {
 	path string
-	id   nsID
+	id   namespace.ID
 	turn chan struct{}          // held by whoever changes the namespace's rules
 	att  map[string]*attachment // by network; guarded by Overlay.mu
 	// These two belong to the holder of turn.
@@ -166,8 +167,8 @@ func (sb *sandbox) dial() (bool, error) {
 	if sb.wire != nil {
 		return true, nil
 	}
-	ns, id, err := openNS(sb.path)
-	defer func() { closeNS(ns) }()
+	ns, id, err := namespace.Open(sb.path)
+	defer namespace.Close(ns)
 	if err != nil || id != sb.id {
 		return false, ignoreMissing(err)
 	}
@@ -441,8 +442,8 @@ func (o *Overlay) sandboxStands(ctx context.Context, sb *sandbox) bool {
 		return true
 	}
 	defer func() { <-sb.turn }()
-	ns, id, err := openNS(sb.path)
-	closeNS(ns)
+	ns, id, err := namespace.Open(sb.path)
+	namespace.Close(ns)
 	if err != nil || id != sb.id {
 		sb.hangUp()
 		return true
@@ -452,10 +453,4 @@ func (o *Overlay) sandboxStands(ctx context.Context, sb *sandbox) bool {
 	}
 	sb.hangUp()
 	return false
-}
-
-func closeNS(ns netns.NsHandle) {
-	if ns.IsOpen() {
-		_ = ns.Close()
-	}
 }
