@@ -227,3 +227,10 @@ func TestParseWritesWhatItReads(t *testing.T) {
 		}
 	}
 }
+
+func TestDiffLines(t *testing.T) {
+	got := diffLines("a\nb\nc\n", "a\nx\nc\nd\n")
+	if want := "  a\n- b\n+ x\n  c\n+ d\n"; got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}

@@ -120,3 +120,38 @@ func (s script) String() string {
 	}
 	return w.String()
 }
+
+// diffLines shows two texts in one, as diff does: lines of the first alone begin
+// with -, lines of the second alone with +.
+func diffLines(first, second string) string {
+	a, b := strings.Split(strings.TrimSuffix(first, "\n"), "\n"), strings.Split(strings.TrimSuffix(second, "\n"), "\n")
+	common := make([][]int, len(a)+1) // how many lines the rests have in common
+	for i := range common {
+		common[i] = make([]int, len(b)+1)
+	}
+	for i := len(a) - 1; i >= 0; i-- {
+		for j := len(b) - 1; j >= 0; j-- {
+			if a[i] == b[j] {
+				common[i][j] = common[i+1][j+1] + 1
+			} else {
+				common[i][j] = max(common[i+1][j], common[i][j+1])
+			}
+		}
+	}
+	var w strings.Builder
+	for len(a) > 0 || len(b) > 0 {
+		i, j := len(common)-1-len(a), len(common[0])-1-len(b)
+		switch {
+		case len(a) > 0 && len(b) > 0 && a[0] == b[0]:
+			fmt.Fprintln(&w, " ", a[0])
+			a, b = a[1:], b[1:]
+		case len(b) == 0 || len(a) > 0 && common[i+1][j] >= common[i][j+1]:
+			fmt.Fprintln(&w, "-", a[0])
+			a = a[1:]
+		default:
+			fmt.Fprintln(&w, "+", b[0])
+			b = b[1:]
+		}
+	}
+	return w.String()
+}

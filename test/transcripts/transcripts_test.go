@@ -23,8 +23,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	diff "github.com/google/go-cmp/cmp"
 )
 
 var update = flag.Bool("update", false, "write what skep prints into the transcripts")
@@ -322,7 +320,7 @@ func (f *fleet) check(t *testing.T, file string) {
 	}
 	for i, b := range want.blocks {
 		if g := got.blocks[i]; !same(g, b) {
-			t.Errorf("-want +got\n%s", diff.Diff(b.String(), g.String()))
+			t.Errorf("-want +got\n%s", diffLines(b.String(), g.String()))
 		}
 	}
 	if t.Failed() {
