@@ -22,7 +22,10 @@ type ledger struct {
 	ports map[port]string // by whom
 
 	nets      map[string]*netHold
-	holders   map[string]*hold // services and nodes
+	services  map[string]*hold // those that hold something
+	listed    []*cluster.Service
+	fresh     map[string]*cluster.Service // those whose spec is not allocated as yet
+	nodes     map[string]*hold
 	tasks     map[string]*hold
 	waiting   map[string]*cluster.Task // those without addresses as yet
 	changes   pass.Changes
@@ -43,7 +46,7 @@ type addr struct {
 
 // hold is what one service, task or node holds.
 type hold struct {
-	version uint64 // of a service or node, when it was read
+	version uint64 // of a node, when it was read
 	round   uint64
 	addrs   []addr
 	ports   []port
@@ -57,7 +60,8 @@ type netHold struct {
 func newLedger() *ledger {
 	return &ledger{
 		pools: map[string]*pool{}, vnis: map[uint32]string{}, ports: map[port]string{},
-		nets: map[string]*netHold{}, holders: map[string]*hold{},
+		nets: map[string]*netHold{}, nodes: map[string]*hold{},
+		services: map[string]*hold{}, fresh: map[string]*cluster.Service{},
 		tasks: map[string]*hold{}, waiting: map[string]*cluster.Task{},
 	}
 }
@@ -73,28 +77,62 @@ func (l *ledger) follow(v store.View) {
 	l.tentative, l.promised = l.tentative[:0], l.promised[:0]
 	l.round++
 	l.followNetworks(v)
-	for _, s := range v.Services() {
-		if h, changed := l.touch("s/"+s.ID, s.Version); changed {
-			l.release(h)
-			for _, vip := range s.VIPs {
-				l.hold(h, vip.NetworkID, vip.Addr, s.CreatedAt)
-			}
-			l.holdPorts(h, s)
-		}
-	}
-	for _, n := range v.Nodes() {
-		if h, changed := l.touch("n/"+n.ID, n.Version); changed {
-			l.release(h)
-			for id, a := range n.Addrs {
-				l.hold(h, id, a, n.CreatedAt)
-			}
-		}
-	}
+	l.followServices(v.Services())
+	l.followNodes(v.Nodes())
 	l.followTasks(v)
-	for k, h := range l.holders {
+}
+
+func (l *ledger) followServices(list []*cluster.Service) {
+	changed, gone := pass.Since(l.listed, list, func(s *cluster.Service) string { return s.ID })
+	l.listed = list
+	for _, s := range gone {
+		l.release(l.services[s.ID])
+		delete(l.services, s.ID)
+		delete(l.fresh, s.ID)
+	}
+	for _, s := range changed {
+		delete(l.fresh, s.ID)
+		if s.Allocated != s.SpecVersion {
+			l.fresh[s.ID] = s
+		}
+		h := l.services[s.ID]
+		l.release(h)
+		if len(s.VIPs) == 0 && len(s.Ports) == 0 {
+			delete(l.services, s.ID)
+			continue
+		}
+		if h == nil {
+			h = &hold{}
+			l.services[s.ID] = h
+		}
+		for _, vip := range s.VIPs {
+			l.hold(h, vip.NetworkID, vip.Addr, s.CreatedAt)
+		}
+		l.holdPorts(h, s)
+	}
+}
+
+func (l *ledger) followNodes(list []*cluster.Node) {
+	for _, n := range list {
+		h := l.nodes[n.ID]
+		if h == nil {
+			h = &hold{}
+			l.nodes[n.ID] = h
+		}
+		h.round = l.round
+		if h.version == n.Version {
+			continue
+		}
+		h.version = n.Version
+		l.release(h)
+		for id, a := range n.Addrs {
+			l.hold(h, id, a, n.CreatedAt)
+		}
+	}
+	for id, h := range l.nodes {
 		if h.round != l.round {
 			l.release(h)
-			delete(l.holders, k)
+			delete(l.nodes, id)
 		}
 	}
 }
@@ -173,18 +211,6 @@ func (l *ledger) followNetworks(v store.View) {
 			}
 		}
 	}
-}
-
-// touch finds the record of an object and whether it must be read again.
-func (l *ledger) touch(key string, version uint64) (*hold, bool) {
-	h := l.holders[key]
-	if h == nil {
-		h = &hold{}
-		l.holders[key] = h
-	}
-	changed := h.version != version
-	h.version, h.round = version, l.round
-	return h, changed
 }
 
 func (l *ledger) hold(h *hold, networkID string, a netip.Addr, created time.Time) {

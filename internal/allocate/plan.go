@@ -167,12 +167,12 @@ func (p *planner) freeSubnet(used []netip.Prefix) (netip.Prefix, bool) {
 // services gives each service whose spec is new its ports and virtual addresses.
 func (p *planner) services() {
 	var wait []*cluster.Service
-	for _, s := range p.v.Services() {
-		if s.Allocated != s.SpecVersion {
-			wait = append(wait, s)
-		}
+	for _, s := range p.fresh {
+		wait = append(wait, s)
 	}
-	slices.SortStableFunc(wait, func(a, b *cluster.Service) int { return cmp.Compare(a.SpecVersion, b.SpecVersion) })
+	slices.SortFunc(wait, func(a, b *cluster.Service) int {
+		return cmp.Or(cmp.Compare(a.SpecVersion, b.SpecVersion), cmp.Compare(a.ID, b.ID))
+	})
 	for _, s := range wait {
 		c := *s
 		mark := len(p.tentative)

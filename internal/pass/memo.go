@@ -1,7 +1,6 @@
 package pass
 
 import (
-	"slices"
 	"time"
 
 	"github.com/skep-dev/skep/internal/cluster"
@@ -14,21 +13,23 @@ import (
 type Memo struct {
 	cluster *cluster.Cluster
 	nodes   map[string]*cluster.Node
-	quiet   map[string]*quiet
 	changed map[string]bool // nodes, since the last pass
-	round   uint64
+	tasks   Changes
+	touched map[string]bool // services whose tasks have changed since the last pass
+	// walked are the services of the last pass, sorted by id, and spare is memory
+	// for those of the next one.
+	walked, spare []walked
 }
 
-type quiet struct {
+type walked struct {
 	svc   *cluster.Service
-	tasks []*cluster.Task
+	quiet bool // there was nothing to do, until again (zero: ever)
 	again time.Time
-	round uint64
 }
 
 // NewMemo returns a memo that knows nothing.
 func NewMemo() *Memo {
-	return &Memo{nodes: map[string]*cluster.Node{}, quiet: map[string]*quiet{}}
+	return &Memo{nodes: map[string]*cluster.Node{}}
 }
 
 // Begin opens a pass. A node (or the cluster object) that has changed matters to
@@ -37,8 +38,14 @@ func (m *Memo) Begin(v store.View) {
 	if m == nil {
 		return
 	}
-	m.round++
-	m.changed = map[string]bool{}
+	m.changed, m.touched = map[string]bool{}, map[string]bool{}
+	changed, gone := m.tasks.Since(v.Tasks())
+	for _, t := range changed {
+		m.touched[t.ServiceID] = true
+	}
+	for _, t := range gone {
+		m.touched[t.ServiceID] = true
+	}
 	nodes := v.Nodes()
 	for _, n := range nodes {
 		if m.nodes[n.ID] != n {
@@ -51,12 +58,7 @@ func (m *Memo) Begin(v store.View) {
 			m.nodes[n.ID] = n
 		}
 		m.cluster = v.Cluster()
-		clear(m.quiet)
-	}
-	for id, q := range m.quiet {
-		if q.round < m.round-1 {
-			delete(m.quiet, id) // the service is gone
-		}
+		m.walked = m.walked[:0]
 	}
 }
 
@@ -74,37 +76,34 @@ func (m *Memo) DoubtNode(n *cluster.Node) {
 // look again. plan adds to todo what is to be written for a service, and returns
 // when it is to be asked again though nothing changes (zero: never).
 func (m *Memo) Services(now time.Time, v store.View, todo *Todo, plan func(*cluster.Service, []*cluster.Task) time.Time) (again time.Time) {
+	var last, next []walked
+	if m != nil {
+		last, next = m.walked, m.spare[:0]
+	}
 	for _, svc := range v.Services() {
-		tasks := v.TasksOf(svc.ID)
-		at, quiet := m.Quiet(now, svc, tasks)
-		if !quiet {
-			before := len(*todo)
-			if at = plan(svc, tasks); len(*todo) == before {
-				m.Remember(svc, tasks, at)
-			}
+		for len(last) > 0 && last[0].svc != svc && last[0].svc.ID < svc.ID {
+			last = last[1:]
 		}
-		again = Sooner(again, at)
+		w := walked{svc: svc}
+		if len(last) > 0 && m.quiet(now, last[0], svc) {
+			w = last[0]
+		} else {
+			before := len(*todo)
+			w.again = plan(svc, v.TasksOf(svc.ID))
+			w.quiet = len(*todo) == before
+		}
+		again = Sooner(again, w.again)
+		if m != nil {
+			next = append(next, w)
+		}
+	}
+	if m != nil {
+		m.walked, m.spare = next, m.walked
 	}
 	return again
 }
 
-// Quiet reports whether there is still nothing to do for a service, and when
-// there will be.
-func (m *Memo) Quiet(now time.Time, svc *cluster.Service, tasks []*cluster.Task) (again time.Time, ok bool) {
-	if m == nil {
-		return time.Time{}, false
-	}
-	q := m.quiet[svc.ID]
-	if q == nil || q.svc != svc || !slices.Equal(q.tasks, tasks) || !q.again.IsZero() && !now.Before(q.again) {
-		return time.Time{}, false
-	}
-	q.round = m.round
-	return q.again, true
-}
-
-// Remember notes that there was nothing to do for a service until again.
-func (m *Memo) Remember(svc *cluster.Service, tasks []*cluster.Task, again time.Time) {
-	if m != nil {
-		m.quiet[svc.ID] = &quiet{svc, tasks, again, m.round}
-	}
+// quiet reports whether there is still nothing to do for a service of the last pass.
+func (m *Memo) quiet(now time.Time, w walked, svc *cluster.Service) bool {
+	return w.quiet && w.svc == svc && !m.touched[svc.ID] && (w.again.IsZero() || now.Before(w.again))
 }

@@ -57,22 +57,29 @@ type fsm struct {
 
 // Apply implements raft.FSM; it returns one error (or nil) an entry.
 func (f *fsm) Apply(l *raft.Log) any {
-	var errs []error
+	var entries []store.Entry
+	var unread []error // an entry, nil where it was read
 	err := decodeFrame(l.Data, func(b []byte) {
 		e, err := store.DecodeEntry(b)
 		if err != nil {
 			// Every manager passes over the same entries: they stay alike.
 			f.log.Error("a log entry cannot be read", "index", l.Index, "err", err)
 		} else {
-			err = f.store.Apply(f.store.View().Index()+1, e)
+			entries = append(entries, e)
 		}
-		errs = append(errs, err)
+		unread = append(unread, err)
 	})
 	if err != nil {
 		f.log.Error("a log entry cannot be read", "index", l.Index, "err", err)
 		return []error{err}
 	}
-	return errs
+	applied := f.store.ApplyAll(entries)
+	for i, err := range unread {
+		if err == nil {
+			unread[i], applied = applied[0], applied[1:]
+		}
+	}
+	return unread
 }
 
 // Snapshot implements raft.FSM.

@@ -47,15 +47,12 @@ func (m *memory) Plan(now time.Time, v store.View) (todo pass.Todo, again time.T
 		p.task(t)
 	}
 	m.again = pass.Sooner(m.again, p.again)
-	for _, s := range services {
-		of := v.TasksOf(s.ID)
-		if _, quiet := m.memo.Quiet(now, s, of); quiet {
-			continue
+	m.memo.Services(now, v, &p.todo, func(s *cluster.Service, of []*cluster.Task) time.Time {
+		if p.history(s, of) {
+			return now // to be looked at again in the next pass
 		}
-		if before := len(p.todo); !p.history(s, of) && len(p.todo) == before {
-			m.memo.Remember(s, of, time.Time{})
-		}
-	}
+		return time.Time{}
+	})
 	for _, n := range v.Networks() {
 		p.network(n)
 	}

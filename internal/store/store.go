@@ -61,8 +61,8 @@ type Entry struct {
 	Changes []Change
 }
 
-// View is a consistent picture of the store. Objects are shared and must not be
-// changed: copy the struct, change the copy. Lists are sorted by id, tasks of a
+// View is a consistent picture of the store. Objects and lists are shared and must
+// not be changed: copy the struct, change the copy. Lists are sorted by id, tasks of a
 // service by slot, then node, then creation.
 type View interface {
 	Index() uint64

@@ -2,7 +2,9 @@ package store
 
 import (
 	"cmp"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/google/btree"
 
@@ -42,11 +44,28 @@ type keyed[T any] struct {
 // objects is a table whose objects have an id and perhaps a unique name.
 type objects[T any] struct {
 	byID, byName index[keyed[T]]
+	all          *listing[T]
+}
+
+// listing is a table as a list, made for the first reader and shared with the
+// others: most tables stay the same from one view to the next.
+type listing[T any] struct {
+	once sync.Once
+	list []*T
+}
+
+func (l *listing[T]) of(size int, each func(add func(*T))) []*T {
+	l.once.Do(func() {
+		out := make([]*T, 0, size)
+		each(func(o *T) { out = append(out, o) })
+		l.list = slices.Clip(out)
+	})
+	return l.list
 }
 
 func newObjects[T any]() objects[T] {
 	less := func(a, b keyed[T]) bool { return a.key < b.key }
-	return objects[T]{newIndex(less), newIndex(less)}
+	return objects[T]{newIndex(less), newIndex(less), &listing[T]{}}
 }
 
 func (o *objects[T]) get(id string) *T {
@@ -63,6 +82,7 @@ func (o *objects[T]) named(name string) *T {
 }
 
 func (o *objects[T]) put(gen uint64, id, oldName, name string, obj *T) {
+	o.all = &listing[T]{}
 	o.byID.put(gen, keyed[T]{id, obj})
 	if oldName != "" && oldName != name {
 		o.byName.del(gen, keyed[T]{key: oldName})
@@ -73,6 +93,7 @@ func (o *objects[T]) put(gen uint64, id, oldName, name string, obj *T) {
 }
 
 func (o *objects[T]) del(gen uint64, id, name string) {
+	o.all = &listing[T]{}
 	o.byID.del(gen, keyed[T]{key: id})
 	if name != "" {
 		o.byName.del(gen, keyed[T]{key: name})
@@ -80,9 +101,9 @@ func (o *objects[T]) del(gen uint64, id, name string) {
 }
 
 func (o *objects[T]) list() []*T {
-	out := make([]*T, 0, o.byID.bt.Len())
-	o.byID.bt.Ascend(func(k keyed[T]) bool { out = append(out, k.obj); return true })
-	return out
+	return o.all.of(o.byID.bt.Len(), func(add func(*T)) {
+		o.byID.bt.Ascend(func(k keyed[T]) bool { add(k.obj); return true })
+	})
 }
 
 // spec is a kept version of a service's spec and how many objects refer to it.
@@ -116,6 +137,7 @@ type tables struct {
 	specs    index[*spec]
 
 	tasks     index[*cluster.Task] // by id
+	allTasks  *listing[cluster.Task]
 	byService index[*cluster.Task] // by service, slot, node, creation
 	byNode    index[*cluster.Task]
 	byNet     index[inNet]
@@ -134,6 +156,7 @@ func newTables() *tables {
 		configs:     newObjects[cluster.Config](),
 		specs:       newIndex(lessSpec),
 		tasks:       newIndex(func(a, b *cluster.Task) bool { return a.ID < b.ID }),
+		allTasks:    &listing[cluster.Task]{},
 		byService:   newIndex(lessInService),
 		byNode:      newIndex(lessOnNode),
 		byNet:       newIndex(lessInNet),
@@ -194,6 +217,7 @@ func networksOf(t *cluster.Task) []string {
 
 // putTask replaces old (nil for a new task) by t in every index.
 func (t *tables) putTask(gen uint64, old, n *cluster.Task) {
+	t.allTasks = &listing[cluster.Task]{}
 	if old != nil && (old.ServiceID != n.ServiceID || old.Slot != n.Slot || old.NodeID != n.NodeID) {
 		t.dropTask(gen, old)
 	} else if old != nil && !sameNetworks(old, n) {
@@ -212,6 +236,7 @@ func (t *tables) putTask(gen uint64, old, n *cluster.Task) {
 }
 
 func (t *tables) dropTask(gen uint64, old *cluster.Task) {
+	t.allTasks = &listing[cluster.Task]{}
 	t.tasks.del(gen, old)
 	t.byService.del(gen, old)
 	if old.NodeID != "" {
@@ -275,9 +300,9 @@ func (t *tables) Task(id string) *cluster.Task {
 }
 
 func (t *tables) Tasks() []*cluster.Task {
-	out := make([]*cluster.Task, 0, t.tasks.bt.Len())
-	t.tasks.bt.Ascend(func(o *cluster.Task) bool { out = append(out, o); return true })
-	return out
+	return t.allTasks.of(t.tasks.bt.Len(), func(add func(*cluster.Task)) {
+		t.tasks.bt.Ascend(func(o *cluster.Task) bool { add(o); return true })
+	})
 }
 
 func (t *tables) TasksOf(serviceID string) []*cluster.Task {
