@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/skep-dev/skep/internal/filters"
 )
 
 // paths returns every route of the API that takes a JSON body, with something
@@ -218,10 +220,9 @@ func FuzzQuery(f *testing.F) {
 		if opts, err := logsOptions(q); err == nil && opts.Tail < -1 {
 			t.Errorf("tail %d", opts.Tail)
 		}
-		filters, err := filterParam(q)
-		if err == nil {
-			checkFilters(filters, "a")
-			boolFilter(filters, "a", true)
+		if got, err := filterParam(q); err == nil {
+			filters.Check(got, "a")
+			boolFilter(got, "a", true)
 		}
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("X-Registry-Auth", s)

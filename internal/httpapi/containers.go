@@ -273,11 +273,8 @@ func (s *Server) containerRemove(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) containerPrune(w http.ResponseWriter, r *http.Request) error {
-	filters, err := filterParam(r.URL.Query())
+	filters, err := knownFilters(r, "label", "label!", "until")
 	if err != nil {
-		return err
-	}
-	if err := checkFilters(filters, "label", "label!", "until"); err != nil {
 		return err
 	}
 	report, err := s.Containers.Prune(r.Context(), filters)

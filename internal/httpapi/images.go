@@ -161,11 +161,8 @@ func (s *Server) imageRemove(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) imagePrune(w http.ResponseWriter, r *http.Request) error {
-	filters, err := filterParam(r.URL.Query())
+	filters, err := knownFilters(r, "dangling", "label", "label!", "until")
 	if err != nil {
-		return err
-	}
-	if err := checkFilters(filters, "dangling", "label", "label!", "until"); err != nil {
 		return err
 	}
 	if len(filters["label"])+len(filters["label!"]) > 0 {

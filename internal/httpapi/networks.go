@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -28,11 +29,8 @@ func (s *Server) networkRoutes() []route {
 }
 
 func (s *Server) networkList(w http.ResponseWriter, r *http.Request) error {
-	filters, err := filterParam(r.URL.Query())
+	filters, err := knownFilters(r, "dangling", "driver", "id", "label", "name", "scope", "type")
 	if err != nil {
-		return err
-	}
-	if err := checkFilters(filters, "dangling", "driver", "id", "label", "name", "scope", "type"); err != nil {
 		return err
 	}
 	for t := range filters["type"] {
@@ -90,8 +88,8 @@ func (s *Server) allNetworks(ctx context.Context) ([]network.Inspect, error) {
 	if err != nil {
 		return nil, err
 	}
-	wide, err := s.control().Networks(ctx)
-	if err != nil && !errdefs.IsUnavailable(err) {
+	wide, err := s.wideNetworks(ctx)
+	if err != nil {
 		return nil, err
 	}
 	byID := make(map[string]network.Inspect, len(wide))
@@ -110,6 +108,27 @@ func (s *Server) allNetworks(ctx context.Context) ([]network.Inspect, error) {
 		}
 	}
 	return local, nil
+}
+
+// wideNetworks lists the swarm's networks: none where this node cannot tell.
+func (s *Server) wideNetworks(ctx context.Context) ([]network.Inspect, error) {
+	c, err := s.control()
+	var list []network.Inspect
+	if err == nil {
+		list, err = c.Networks(ctx)
+	}
+	if errdefs.IsUnavailable(err) {
+		return nil, nil
+	}
+	return list, err
+}
+
+func (s *Server) wideNetwork(ctx context.Context, ref string) (network.Inspect, error) {
+	c, err := s.control()
+	if err != nil {
+		return network.Inspect{}, err
+	}
+	return c.Network(ctx, ref)
 }
 
 // mergeNetwork adds the host's part of a swarm network to what the swarm says.
@@ -135,7 +154,7 @@ func (s *Server) findNetwork(ctx context.Context, ref string) (network.Inspect, 
 	if err == nil {
 		at = local.ID
 	}
-	wide, werr := s.control().Network(ctx, at)
+	wide, werr := s.wideNetwork(ctx, at)
 	switch {
 	case werr == nil && err == nil:
 		return mergeNetwork(wide, local), nil
@@ -150,7 +169,7 @@ func (s *Server) findNetwork(ctx context.Context, ref string) (network.Inspect, 
 // findSwarmNetwork finds a network of the swarm, also one that has the name of a
 // host's own: host and bridge stand for those in services.
 func (s *Server) findSwarmNetwork(ctx context.Context, ref string) (network.Inspect, error) {
-	wide, err := s.control().Network(ctx, ref)
+	wide, err := s.wideNetwork(ctx, ref)
 	if err != nil {
 		if errdefs.IsUnavailable(err) {
 			return s.findNetwork(ctx, ref) // a worker knows what it takes part in
@@ -211,7 +230,11 @@ func (s *Server) networkCreate(w http.ResponseWriter, r *http.Request) error {
 	if m := s.Member.Info(r.Context()); m.LocalNodeState == swarm.LocalNodeStateActive && !m.ControlAvailable {
 		return cluster.Deniedf("Cannot create a multi-host network from a worker node. Please create the network from a manager node.")
 	}
-	id, err := s.control().CreateNetwork(r.Context(), req)
+	c, err := s.control()
+	if err != nil {
+		return err
+	}
+	id, err := c.CreateNetwork(r.Context(), req)
 	if err != nil {
 		return err
 	}
@@ -244,22 +267,12 @@ func readNetwork(r *http.Request) (req network.CreateRequest, err error) {
 // networkNamed reports whether the other side (the host for a swarm network, the
 // swarm for a host's) has a network of that name; its own side says so itself.
 func (s *Server) networkNamed(ctx context.Context, name string, wide bool) (bool, error) {
-	var list []network.Inspect
-	var err error
+	others := s.wideNetworks
 	if wide {
-		list, err = s.Networks.List(ctx)
-	} else {
-		list, err = s.control().Networks(ctx)
+		others = s.Networks.List
 	}
-	if err != nil && !errdefs.IsUnavailable(err) {
-		return false, err
-	}
-	for _, n := range list {
-		if n.Name == name {
-			return true, nil
-		}
-	}
-	return false, nil
+	list, err := others(ctx)
+	return slices.ContainsFunc(list, func(n network.Inspect) bool { return n.Name == name }), err
 }
 
 func (s *Server) networkRemove(w http.ResponseWriter, r *http.Request) error {
@@ -272,7 +285,11 @@ func (s *Server) networkRemove(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) removeNetwork(ctx context.Context, n network.Inspect) error {
 	if n.Scope == "swarm" {
-		return s.control().RemoveNetwork(ctx, n.ID)
+		c, err := s.control()
+		if err != nil {
+			return err
+		}
+		return c.RemoveNetwork(ctx, n.ID)
 	}
 	return s.Networks.Remove(ctx, n.ID)
 }
@@ -295,11 +312,8 @@ func (s *Server) networkDisconnect(w http.ResponseWriter, r *http.Request) error
 
 // networkPrune removes the user's networks that nobody uses.
 func (s *Server) networkPrune(w http.ResponseWriter, r *http.Request) error {
-	filters, err := filterParam(r.URL.Query())
+	filters, err := knownFilters(r, "label", "label!", "until")
 	if err != nil {
-		return err
-	}
-	if err := checkFilters(filters, "label", "label!", "until"); err != nil {
 		return err
 	}
 	keep, err := pruneFilter(filters)

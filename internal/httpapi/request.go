@@ -127,8 +127,14 @@ func filterParam(q url.Values) (filters.Filters, error) {
 	return f, nil
 }
 
-// checkFilters refuses a filter that the noun does not know, in Docker's words.
-func checkFilters(f filters.Filters, known ...string) error { return filters.Check(f, known...) }
+// knownFilters reads the filters of a request for a noun that knows no others.
+func knownFilters(r *http.Request, known ...string) (filters.Filters, error) {
+	f, err := filterParam(r.URL.Query())
+	if err != nil {
+		return nil, err
+	}
+	return f, filters.Check(f, known...)
+}
 
 // boolFilter reads a filter whose only values are true and false (1 and 0).
 func boolFilter(f filters.Filters, key string, absent bool) (bool, error) {

@@ -14,15 +14,16 @@ import (
 )
 
 func (s *Server) serviceList(w http.ResponseWriter, r *http.Request) error {
-	filters, err := filterParam(r.URL.Query())
+	filters, err := knownFilters(r, "id", "label", "mode", "name", "runtime")
 	if err != nil {
 		return err
 	}
-	if err := checkFilters(filters, "id", "label", "mode", "name", "runtime"); err != nil {
+	status := boolParam(r.URL.Query(), "status") && !before(r, "1.41")
+	c, err := s.control()
+	if err != nil {
 		return err
 	}
-	status := boolParam(r.URL.Query(), "status") && !before(r, "1.41")
-	list, err := s.control().Services(r.Context(), filters, status)
+	list, err := c.Services(r.Context(), filters, status)
 	if err != nil {
 		return err
 	}
@@ -30,7 +31,11 @@ func (s *Server) serviceList(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) serviceInspect(w http.ResponseWriter, r *http.Request) error {
-	svc, err := s.control().Service(r.Context(), r.PathValue("id"), boolParam(r.URL.Query(), "insertDefaults"))
+	c, err := s.control()
+	if err != nil {
+		return err
+	}
+	svc, err := c.Service(r.Context(), r.PathValue("id"), boolParam(r.URL.Query(), "insertDefaults"))
 	if err != nil {
 		return err
 	}
@@ -42,7 +47,11 @@ func (s *Server) serviceCreate(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &spec); err != nil {
 		return err
 	}
-	resp, err := s.control().CreateService(r.Context(), spec, ServiceOptions{RegistryAuth: r.Header.Get(registry.AuthHeader)})
+	c, err := s.control()
+	if err != nil {
+		return err
+	}
+	resp, err := c.CreateService(r.Context(), spec, ServiceOptions{RegistryAuth: r.Header.Get(registry.AuthHeader)})
 	if err != nil {
 		return err
 	}
@@ -72,15 +81,15 @@ func (s *Server) serviceUpdate(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return cluster.Invalidf("unrecognized rollback option %s", opts.Rollback)
 	}
-	resp, err := s.control().UpdateService(r.Context(), r.PathValue("id"), version, spec, opts)
+	c, err := s.control()
+	if err != nil {
+		return err
+	}
+	resp, err := c.UpdateService(r.Context(), r.PathValue("id"), version, spec, opts)
 	if err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, resp)
-}
-
-func (s *Server) serviceRemove(w http.ResponseWriter, r *http.Request) error {
-	return s.control().RemoveService(r.Context(), r.PathValue("id"))
 }
 
 func (s *Server) serviceLogs(w http.ResponseWriter, r *http.Request) error {
@@ -134,27 +143,3 @@ func endLogs(r *http.Request, out flushed, tty bool, err error) error {
 }
 
 func lateLogError(err error) string { return fmt.Sprintf("Error grabbing logs: %v\n", err) }
-
-func (s *Server) taskList(w http.ResponseWriter, r *http.Request) error {
-	filters, err := filterParam(r.URL.Query())
-	if err != nil {
-		return err
-	}
-	// _up-to-date is what the docker command line asks with to see a service converge.
-	if err := checkFilters(filters, "desired-state", "id", "label", "name", "node", "runtime", "service", "_up-to-date", "up-to-date"); err != nil {
-		return err
-	}
-	list, err := s.control().Tasks(r.Context(), filters)
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, orEmpty(list))
-}
-
-func (s *Server) taskInspect(w http.ResponseWriter, r *http.Request) error {
-	t, err := s.control().Task(r.Context(), r.PathValue("id"))
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, t)
-}

@@ -3,12 +3,10 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"strconv"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 
-	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/control"
 	"github.com/skep-dev/skep/internal/engine"
 	"github.com/skep-dev/skep/internal/filters"
@@ -121,9 +119,9 @@ func (s *Server) swarmRoutes() []route {
 		{"POST /swarm/update", s.swarmUpdate},
 		{"POST /swarm/unlock", s.swarmUnlock},
 
-		{"GET /nodes", s.nodeList},
-		{"GET /nodes/{id}", s.nodeInspect},
-		{"POST /nodes/{id}/update", s.nodeUpdate},
+		{"GET /nodes", list(s, Control.Nodes, "id", "label", "membership", "name", "node.label", "role")},
+		{"GET /nodes/{id}", inspect(s, Control.Node)},
+		{"POST /nodes/{id}/update", update(s, "node", Control.UpdateNode)},
 		{"DELETE /nodes/{id}", s.nodeRemove},
 
 		{"GET /services", s.serviceList},
@@ -131,34 +129,41 @@ func (s *Server) swarmRoutes() []route {
 		{"GET /services/{id}", s.serviceInspect},
 		{"POST /services/{id}/update", s.serviceUpdate},
 		{"GET /services/{id}/logs", s.serviceLogs},
-		{"DELETE /services/{id}", s.serviceRemove},
+		{"DELETE /services/{id}", s.remove(Control.RemoveService, http.StatusOK)},
 
-		{"GET /tasks", s.taskList},
-		{"GET /tasks/{id}", s.taskInspect},
+		// _up-to-date is what the docker command line asks with to see a service converge.
+		{"GET /tasks", list(s, Control.Tasks, "desired-state", "id", "label", "name", "node", "runtime", "service", "_up-to-date", "up-to-date")},
+		{"GET /tasks/{id}", inspect(s, Control.Task)},
 		{"GET /tasks/{id}/logs", s.taskLogs},
 
-		{"GET /secrets", s.secretList},
-		{"POST /secrets/create", s.secretCreate},
-		{"GET /secrets/{id}", s.secretInspect},
-		{"POST /secrets/{id}/update", s.secretUpdate},
-		{"DELETE /secrets/{id}", s.secretRemove},
+		{"GET /secrets", list(s, Control.Secrets, "id", "label", "name", "names")},
+		{"POST /secrets/create", create(s, Control.CreateSecret)},
+		{"GET /secrets/{id}", inspect(s, Control.Secret)},
+		{"POST /secrets/{id}/update", update(s, "secret", Control.UpdateSecret)},
+		{"DELETE /secrets/{id}", s.remove(Control.RemoveSecret, http.StatusNoContent)},
 
-		{"GET /configs", s.configList},
-		{"POST /configs/create", s.configCreate},
-		{"GET /configs/{id}", s.configInspect},
-		{"POST /configs/{id}/update", s.configUpdate},
-		{"DELETE /configs/{id}", s.configRemove},
+		{"GET /configs", list(s, Control.Configs, "id", "label", "name", "names")},
+		{"POST /configs/create", create(s, Control.CreateConfig)},
+		{"GET /configs/{id}", inspect(s, Control.Config)},
+		{"POST /configs/{id}/update", update(s, "config", Control.UpdateConfig)},
+		{"DELETE /configs/{id}", s.remove(Control.RemoveConfig, http.StatusNoContent)},
 	}
 }
 
-// versionParam reads the version of the object that an update was made from.
-func versionParam(r *http.Request, noun string) (uint64, error) {
-	raw := r.URL.Query().Get("version")
-	v, err := strconv.ParseUint(raw, 10, 64)
-	if err != nil {
-		return 0, cluster.Invalidf("invalid %s version '%s': %v", noun, raw, err)
+// control returns the swarm's state, or why this node cannot tell it.
+func (s *Server) control() (Control, error) {
+	if s.Control == nil {
+		return nil, errNotManager()
 	}
-	return v, nil
+	return s.Control()
+}
+
+func (s *Server) nodeRemove(w http.ResponseWriter, r *http.Request) error {
+	c, err := s.control()
+	if err != nil {
+		return err
+	}
+	return c.RemoveNode(r.Context(), r.PathValue("id"), boolParam(r.URL.Query(), "force"))
 }
 
 func (s *Server) swarmInit(w http.ResponseWriter, r *http.Request) error {
@@ -186,7 +191,11 @@ func (s *Server) swarmLeave(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) swarmInspect(w http.ResponseWriter, r *http.Request) error {
-	sw, err := s.control().Swarm(r.Context())
+	c, err := s.control()
+	if err != nil {
+		return err
+	}
+	sw, err := c.Swarm(r.Context())
 	if err != nil {
 		return err
 	}
@@ -202,8 +211,12 @@ func (s *Server) swarmUpdate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	c, err := s.control()
+	if err != nil {
+		return err
+	}
 	q := r.URL.Query()
-	return s.control().UpdateSwarm(r.Context(), version, spec, UpdateFlags{
+	return c.UpdateSwarm(r.Context(), version, spec, UpdateFlags{
 		RotateWorkerToken:  boolParam(q, "rotateWorkerToken"),
 		RotateManagerToken: boolParam(q, "rotateManagerToken"),
 		RotateUnlockKey:    boolParam(q, "rotateManagerUnlockKey"),
@@ -219,7 +232,11 @@ func (s *Server) swarmUnlock(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) swarmUnlockKey(w http.ResponseWriter, r *http.Request) error {
-	key, err := s.control().UnlockKey(r.Context())
+	c, err := s.control()
+	if err != nil {
+		return err
+	}
+	key, err := c.UnlockKey(r.Context())
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ import (
 // fakeSwarm is a manager that remembers what it was asked.
 type fakeSwarm struct {
 	noMember
-	refused
+	Control  // nil: what is not below is not called
 	calls    []string
 	networks []network.Inspect
 }

@@ -28,11 +28,8 @@ func (s *Server) volumeRoutes() []route {
 }
 
 func (s *Server) volumeList(w http.ResponseWriter, r *http.Request) error {
-	filters, err := filterParam(r.URL.Query())
+	filters, err := knownFilters(r, "dangling", "driver", "label", "name")
 	if err != nil {
-		return err
-	}
-	if err := checkFilters(filters, "dangling", "driver", "label", "name"); err != nil {
 		return err
 	}
 	list, err := s.Volumes.List(r.Context(), filters)
@@ -73,11 +70,8 @@ func (s *Server) volumeRemove(w http.ResponseWriter, r *http.Request) error {
 // volumePrune removes the volumes that no container refers to: since 1.42 only
 // the nameless ones unless all are asked for.
 func (s *Server) volumePrune(w http.ResponseWriter, r *http.Request) error {
-	filters, err := filterParam(r.URL.Query())
+	filters, err := knownFilters(r, "label", "label!", "all")
 	if err != nil {
-		return err
-	}
-	if err := checkFilters(filters, "label", "label!", "all"); err != nil {
 		return err
 	}
 	if _, said := filters["all"]; !said && before(r, "1.42") {
