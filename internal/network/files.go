@@ -1,7 +1,6 @@
 package network
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -175,17 +174,10 @@ func (m *Manager) resolvConf(s *sandbox) []byte {
 	default:
 		servers = host.servers
 	}
-	var b bytes.Buffer
-	for _, a := range servers {
-		fmt.Fprintf(&b, "nameserver %s\n", a)
+	if slices.Equal(search, []string{"."}) {
+		search = nil
 	}
-	if len(search) > 0 && !slices.Equal(search, []string{"."}) {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
-	}
-	if len(options) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
-	}
-	return b.Bytes()
+	return resolvConf{servers, search, options}.text()
 }
 
 func firstOf(lists ...[]string) []string {
@@ -228,6 +220,20 @@ type resolvConf struct {
 	options []string
 }
 
+func (c resolvConf) text() []byte {
+	var b bytes.Buffer
+	for _, a := range c.servers {
+		fmt.Fprintf(&b, "nameserver %s\n", a)
+	}
+	if len(c.search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(c.search, " "))
+	}
+	if len(c.options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(c.options, " "))
+	}
+	return b.Bytes()
+}
+
 // readResolvConf reads a resolv.conf(5). A file that cannot be read names no servers.
 func readResolvConf(path string) resolvConf {
 	data, err := os.ReadFile(path)
@@ -239,8 +245,8 @@ func readResolvConf(path string) resolvConf {
 
 func parseResolvConf(data []byte) resolvConf {
 	var c resolvConf
-	for sc := bufio.NewScanner(bytes.NewReader(data)); sc.Scan(); {
-		f := strings.Fields(sc.Text())
+	for line := range strings.Lines(string(data)) {
+		f := strings.Fields(line)
 		if len(f) < 2 || strings.HasPrefix(f[0], "#") || strings.HasPrefix(f[0], ";") {
 			continue
 		}

@@ -3,10 +3,15 @@ package overlay
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/cluster"
 )
@@ -89,8 +94,113 @@ func BenchmarkThroughput(b *testing.B) {
 	}
 }
 
+// BenchmarkOfPlain compares a TCP stream from task to task with one between
+// namespaces on a VXLAN laid by hand, on the same two hosts. They take turns
+// every few hundredths of a second, in any order, so that what else the machine
+// does hits both alike; with a few hundred turns the medians stand still.
+func BenchmarkOfPlain(b *testing.B) {
+	l := newLab(b)
+	startApp(l)
+	for i := 1; i <= 2; i++ {
+		l.plainVXLAN(i)
+	}
+	task, plain := l.pipe("skov-c1", "skov-c2", "10.0.1.12:90"), l.pipe("skov-p1", "skov-p2", "10.200.0.2:90")
+	var speed, cost []float64
+	for b.Loop() {
+		first, second := task, plain
+		if rand.IntN(2) == 0 {
+			first, second = plain, task
+		}
+		first.burst()
+		second.burst()
+		speed = append(speed, task.speed/plain.speed)
+		cost = append(cost, task.cost/plain.cost)
+	}
+	b.ReportMetric(median(speed), "of-plain-speed")
+	b.ReportMetric(median(cost), "of-plain-CPU")
+}
+
+// plainVXLAN lays host i's half of a VXLAN between hosts 1 and 2: a namespace,
+// a cable, a bridge.
+func (l *lab) plainVXLAN(i int) {
+	host, ns := fmt.Sprint("skov-h", i), fmt.Sprint("skov-p", i)
+	l.netns(ns)
+	for _, args := range []string{
+		"link add plainbr mtu 1450 type bridge",
+		fmt.Sprintf("link add plainvx mtu 1450 type vxlan id 4242 dstport 4799 local 10.99.0.%d remote 10.99.0.%d", i, 3-i),
+		"link set plainvx master plainbr up",
+		"link add plainv mtu 1450 type veth peer name eth0 mtu 1450 netns " + ns,
+		"link set plainv master plainbr up",
+		"link set plainbr up",
+	} {
+		l.ip(host, args)
+	}
+	l.ip(ns, fmt.Sprintf("addr add 10.200.0.%d/24 dev eth0", i))
+	l.ip(ns, "link set eth0 up")
+}
+
+// pipe is a connection to a sink, and what its last burst was like.
+type pipe struct {
+	net.Conn
+	got         atomic.Int64
+	more        chan struct{} // got has changed; capacity 1
+	sent        int64
+	speed, cost float64 // bytes a second; CPU seconds a byte, both ends
+}
+
+func (l *lab) pipe(from, to, addr string) *pipe {
+	l.t.Helper()
+	p := &pipe{more: make(chan struct{}, 1)}
+	l.sinkTo(to, ":90", func(n int) {
+		p.got.Add(int64(n))
+		select {
+		case p.more <- struct{}{}:
+		default:
+		}
+	})
+	l.write(from, "/proc/sys/net/ipv4/tcp_slow_start_after_idle", "0") // it rests while others have their turn
+	if err := l.in(from, func() (err error) { p.Conn, err = net.Dial("tcp4", addr); return }); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { p.Close() })
+	p.burst() // to full speed
+	return p
+}
+
+// burst sends for 40 ms and waits until all of it has arrived.
+func (p *pipe) burst() {
+	buf := make([]byte, 128<<10)
+	before, start, spent := p.sent, time.Now(), cpuTime()
+	for time.Since(start) < 40*time.Millisecond {
+		n, err := p.Write(buf)
+		p.sent += int64(n)
+		if err != nil {
+			return // the next figure will show it
+		}
+	}
+	for p.got.Load() < p.sent {
+		<-p.more
+	}
+	n := float64(p.sent - before)
+	p.speed, p.cost = n/time.Since(start).Seconds(), (cpuTime()-spent).Seconds()/n
+}
+
+func cpuTime() time.Duration {
+	var r unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &r) // it cannot fail
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
+func median(v []float64) float64 {
+	slices.Sort(v)
+	return v[len(v)/2]
+}
+
 // sink reads and forgets.
-func (l *lab) sink(ns, addr string) {
+func (l *lab) sink(ns, addr string) { l.sinkTo(ns, addr, func(int) {}) }
+
+// sinkTo is sink that tells how much it got.
+func (l *lab) sinkTo(ns, addr string, got func(n int)) {
 	var s net.Listener
 	if err := l.in(ns, func() (err error) { s, err = net.Listen("tcp4", addr); return }); err != nil {
 		l.t.Fatal(err)
@@ -106,7 +216,9 @@ func (l *lab) sink(ns, addr string) {
 				defer c.Close()
 				b := make([]byte, 1<<20)
 				for {
-					if _, err := c.Read(b); err != nil {
+					n, err := c.Read(b)
+					got(n)
+					if err != nil {
 						return
 					}
 				}

@@ -32,11 +32,11 @@ func TestHeldTwice(t *testing.T) {
 	}
 	answers("old", "skov-c1", "skov-c2", "skov-c3")
 
-	now := appPlan().endpoint("new", 2, addr, "")
+	ctx, now := context.Background(), appPlan().endpoint("new", 2, addr, "")
 	tell := func(hosts ...int) {
 		t.Helper()
 		for _, n := range hosts {
-			if err := l.hosts[n].Apply(context.Background(), true, now.items(n)); err != nil {
+			if err := l.hosts[n].Apply(ctx, true, now.items(n)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -50,11 +50,35 @@ func TestHeldTwice(t *testing.T) {
 	answers("new", "skov-c1", "skov-c2")
 	quiet()
 
+	// The old one's host hears of it, and what is more, gets the address' third
+	// holder while the second has left and the first is still there.
 	tell(3)
-	if err := l.hosts[3].Detach(context.Background(), "app", "old"); err != nil {
+	now = appPlan().endpoint("third", 3, addr, "")
+	if err := l.hosts[2].Detach(ctx, "app", "new"); err != nil {
 		t.Fatal(err)
 	}
-	answers("new", "skov-c1", "skov-c2", "skov-c3")
+	tell(1, 2, 3)
+	thirdNS, thirdGW := l.hosts[3].container("third")
+	l.hosts[3].attach("app", "third", thirdNS, addr, "eth0", thirdGW)
+	l.serve(thirdNS, "third", ":80")
+	quiet = l.chatter(ns, "skov-c3", "10.0.1.13:81")
+	answers("third", "skov-c1", "skov-c2", "skov-c3")
+	quiet()
+	if err := l.hosts[3].Detach(ctx, "app", "old"); err != nil {
+		t.Fatal(err)
+	}
+	answers("third", "skov-c1", "skov-c2", "skov-c3")
+
+	// Elsewhere again, and nobody of its former host is left.
+	if err := l.hosts[3].Detach(ctx, "app", "third"); err != nil {
+		t.Fatal(err)
+	}
+	now = appPlan().endpoint("fourth", 1, addr, "")
+	tell(1, 2, 3)
+	fourthNS, fourthGW := l.hosts[1].container("fourth")
+	l.hosts[1].attach("app", "fourth", fourthNS, addr, "eth0", fourthGW)
+	l.serve(fourthNS, "fourth", ":80")
+	answers("fourth", "skov-c1", "skov-c2", "skov-c3")
 	if t.Failed() {
 		t.Log(l.log.String())
 	}
