@@ -95,6 +95,32 @@ func (c *crowd) connected() (n int) {
 	return n
 }
 
+// sessions returns how many sessions each node has had.
+func (c *crowd) sessions() (all []int64) {
+	for _, f := range c.nodes {
+		all = append(all, f.complete.Load())
+	}
+	return all
+}
+
+// told counts the nodes that have been told all anew since they had had so many
+// sessions.
+func (c *crowd) told(before []int64) (n int) {
+	for i, f := range c.nodes {
+		if f.complete.Load() > before[i] {
+			n++
+		}
+	}
+	return n
+}
+
+// check has every node make sure that its manager answers.
+func (c *crowd) check() {
+	for _, f := range c.nodes {
+		f.client.Check()
+	}
+}
+
 // lost counts the sessions that ended, or could not be had, with the commonest
 // reasons.
 func (c *crowd) lost() (n int64, why string) {

@@ -38,6 +38,7 @@ func measurements() []measurement {
 		{"throughput", "TCP between containers on two hosts: overlay, through a virtual address, beside plain VXLAN", 5, throughput},
 		{"writes", "writes a second: three managers on one disk, eight clients", 3, writes},
 		{"sessions", "a manager with 1,000 nodes and 10,000 tasks: memory, CPU at rest, 10,000 replicas to running", 1, sessions},
+		{"sessions-lost", "the leader's power cut under 1,000 nodes until all have their sessions with the next", 1, sessionsLost},
 		{"name", "a new service's name on another node", 7, name},
 		{"update", "requests lost in a rolling update, a scale-down and a drain under load", 3, update},
 	}

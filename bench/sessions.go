@@ -61,10 +61,8 @@ func (b *bench) sessionsOnce(ctx context.Context, nodes, tasks int) error {
 	}
 	var id string
 	err = b.busy(ctx, "sessions-tasks-running", func() (err error) {
-		if id, err = h.create(ctx, service("large", uint64(tasks))); err != nil {
-			return err
-		}
-		return h.running(ctx, id, uint64(tasks))
+		id, err = h.replicate(ctx, "large", tasks)
+		return err
 	})
 	if err != nil {
 		return err
@@ -89,9 +87,98 @@ func (b *bench) sessionsOnce(ctx context.Context, nodes, tasks int) error {
 	return err
 }
 
-// largeSwarm makes the host the manager of a swarm whose networks have room for
-// the nodes, and that gives it no tasks. It returns the workers' token.
-func (h *host) largeSwarm(ctx context.Context) (token string, err error) {
+// sessionsLost cuts the leader's power under a thousand sessions with ten thousand
+// tasks, and waits until a write succeeds, until new tasks run, and until every
+// node has its session with the next leader and has been told all that it is to
+// do. Real nodes hear of the loss from their gossip; these are told when gossip
+// would have told them.
+func sessionsLost(ctx context.Context, b *bench) error {
+	b.peer = nil
+	nodes, err := envInt("NODES", 1000)
+	if err != nil {
+		return err
+	}
+	for range b.m.runs {
+		if err := b.sessionsLostOnce(ctx, nodes, 10*nodes); err != nil {
+			return err
+		}
+		if err := b.clear(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) sessionsLostOnce(ctx context.Context, nodes, tasks int) error {
+	const noticed = 2 * time.Second // by gossip
+	s := b.ours
+	if err := s.create(ctx, 3); err != nil {
+		return err
+	}
+	lead, others := s.hosts[0], s.hosts[1:]
+	token, err := lead.largeSwarm(ctx, others...)
+	if err != nil {
+		return err
+	}
+	c, err := joinCrowd(ctx, lead.addr+":2377", token, nodes)
+	if err != nil {
+		return err
+	}
+	defer c.leave()
+	if _, err := lead.replicate(ctx, "large", tasks); err != nil {
+		return err
+	}
+	if err := pause(ctx, 10*time.Second); err != nil {
+		return err
+	}
+	before := c.sessions()
+	m, err := (&side{hosts: others}).meter()
+	if err != nil {
+		return err
+	}
+	if err := s.cut(ctx, lead); err != nil {
+		return err
+	}
+	noticing := time.AfterFunc(noticed, c.check)
+	defer noticing.Stop()
+	took, err := firstWrite(ctx, others, "after", m.began)
+	if err != nil {
+		return err
+	}
+	b.record(s, "sessions-lost-writes-again", "s", took.Seconds())
+	for _, part := range []struct {
+		name  string
+		nodes int
+	}{{"sessions-lost-half-told", nodes / 2}, {"sessions-lost-all-told", nodes}} {
+		err := await(ctx, part.name, 10*time.Millisecond, func() (bool, error) { return c.told(before) >= part.nodes, nil })
+		if err != nil {
+			lost, why := c.lost()
+			return fmt.Errorf("%w; %d sessions were lost: %s", err, lost, why)
+		}
+		b.record(s, part.name, "s", m.wall())
+	}
+	lost, why := c.lost()
+	fmt.Fprintf(os.Stderr, "%d sessions were lost: %s\n", lost, why)
+	if _, err := others[0].replicate(ctx, "after", nodes); err != nil {
+		return err
+	}
+	b.record(s, "sessions-lost-new-tasks", "s", m.wall())
+	cpu, err := m.used()
+	b.record(s, "sessions-lost-cpu", "CPU s", cpu)
+	return err
+}
+
+// replicate makes a service and waits until its tasks run.
+func (h *host) replicate(ctx context.Context, name string, n int) (id string, err error) {
+	if id, err = h.create(ctx, service(name, uint64(n))); err != nil {
+		return "", err
+	}
+	return id, h.running(ctx, id, uint64(n))
+}
+
+// largeSwarm makes a swarm whose networks have room for the nodes, with the hosts
+// as its managers, which take no tasks. It returns the workers' token.
+func (h *host) largeSwarm(ctx context.Context, others ...*host) (token string, err error) {
 	err = h.call(ctx, "POST", "/swarm/init", map[string]any{
 		"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": h.addr, "Availability": "drain",
 		"DefaultAddrPool": []string{"10.64.0.0/10"}, "SubnetSize": 16,
@@ -100,8 +187,17 @@ func (h *host) largeSwarm(ctx context.Context) (token string, err error) {
 		return "", err
 	}
 	var sw swarm.Swarm
-	err = h.call(ctx, "GET", "/swarm", nil, &sw)
-	return sw.JoinTokens.Worker, err
+	if err := h.call(ctx, "GET", "/swarm", nil, &sw); err != nil {
+		return "", err
+	}
+	for _, o := range others {
+		join := map[string]any{"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": o.addr, "RemoteAddrs": []string{h.addr + ":2377"},
+			"JoinToken": sw.JoinTokens.Manager, "Availability": "drain"}
+		if err := o.call(ctx, "POST", "/swarm/join", join, nil); err != nil {
+			return "", err
+		}
+	}
+	return sw.JoinTokens.Worker, nil
 }
 
 // allReady makes sure that the manager sees its nodes, all of them, ready.
