@@ -213,11 +213,44 @@ func (l lines) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// How long a host has to answer. A kernel repeats a lost first packet only after a
+// second, so that waiting longer than this asks no more often: dialling twice does.
+const (
+	answerWithin = 500 * time.Millisecond
+	secondDial   = 150 * time.Millisecond
+)
+
 // HostAnswers reports whether there is a host at addr: it takes a connection to
-// the gossip port, or refuses it, which a host that has lost power does not.
+// the gossip port, or refuses it, which a host that has lost power does not. It
+// knows within half a second.
 func HostAnswers(ctx context.Context, addr netip.Addr, port uint16) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	answers := make(chan bool, 1)
+	dial := func() { answers <- hostAnswers(ctx, netip.AddrPortFrom(addr, port)) }
+	var dials sync.WaitGroup
+	defer dials.Wait()
+	defer cancel()
+	dials.Go(dial)
+	again := time.After(secondDial)
+	for under := 1; under > 0; {
+		select {
+		case <-again:
+			dials.Go(dial)
+			under++
+		case yes := <-answers:
+			if yes {
+				return true
+			}
+			under--
+		}
+	}
+	return false
+}
+
+func hostAnswers(ctx context.Context, addr netip.AddrPort) bool {
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(addr, port).String())
+	c, err := d.DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET)
 	}
