@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -120,6 +122,40 @@ func get(t *testing.T, from, m *Machine) (string, error) {
 	cmd.Stdout = &out
 	err := from.Exec(cmd)
 	return out.String(), err
+}
+
+// Fleets made at the same moment, as tests side by side make them, never share a
+// subnet.
+func TestFleetsChooseTheirSubnetsOneAtATime(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: machines need root")
+	}
+	fleets := make([]*Fleet, 8)
+	errs := make([]error, len(fleets))
+	var wg sync.WaitGroup
+	for i := range fleets {
+		f, err := OpenFleet(filepath.Join(t.TempDir(), "fleet"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fleets[i] = f
+		t.Cleanup(func() {
+			if err := f.removeNetwork(); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() { errs[i] = f.ensureBridge() })
+	}
+	wg.Wait()
+	holder := map[netip.Prefix]int{}
+	for i, f := range fleets {
+		if errs[i] != nil {
+			t.Error(errs[i])
+		} else if j, taken := holder[f.Subnet]; taken {
+			t.Errorf("fleets %d and %d both have %s", j, i, f.Subnet)
+		}
+		holder[f.Subnet] = i
+	}
 }
 
 func TestMachinesAreHostsOfTheirOwn(t *testing.T) {

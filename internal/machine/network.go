@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -27,6 +28,11 @@ func addrOf(subnet netip.Prefix, n int) netip.Addr {
 
 // ensureBridge makes the fleet's bridge, with a subnet the host does not use.
 func (f *Fleet) ensureBridge() error {
+	unlock, err := lockHost()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if !f.Subnet.IsValid() {
 		subnet, err := freeSubnet()
 		if err != nil {
@@ -54,6 +60,20 @@ func (f *Fleet) ensureBridge() error {
 		return err
 	}
 	return f.firewall(nil)
+}
+
+// lockHost has one fleet of this host at a time choose a subnet and take it: two
+// on one subnet hear each other's translation of addresses, and nothing else.
+func lockHost() (unlock func(), err error) {
+	run, err := os.Open("/run")
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(run.Fd()), syscall.LOCK_EX); err != nil {
+		run.Close()
+		return nil, err
+	}
+	return func() { run.Close() }, nil
 }
 
 // freeSubnet returns the first 10.77.0.0/24, 10.78.0.0/24, … that no route of
