@@ -296,20 +296,14 @@ func hasPort(values map[string]bool, rec record, published bool) bool {
 }
 
 // pruneUntil reads prune's "until": a time, or how long ago.
-func pruneUntil(filters map[string]map[string]bool) (time.Time, error) {
-	for key, values := range filters {
+func pruneUntil(f filters.Filters) (time.Time, error) {
+	for key, values := range f {
 		switch key {
 		case "label", "label!":
 		case "until":
 			for v := range values {
-				if d, err := time.ParseDuration(v); err == nil {
-					return time.Now().Add(-d), nil
-				}
-				if t, err := time.Parse(time.RFC3339, v); err == nil {
+				if t, ok := filters.Moment(v, time.Now()); ok {
 					return t, nil
-				}
-				if n, err := strconv.ParseFloat(v, 64); err == nil {
-					return time.Unix(int64(n), 0), nil
 				}
 				return time.Time{}, cluster.Invalidf("invalid filter 'until=%s'", v)
 			}

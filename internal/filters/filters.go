@@ -1,13 +1,15 @@
 // Package filters is what --filter asks for, as the Engine API carries it: which
-// keys a list knows, and whether an object passes. It knows no noun and parses no
-// request; the meaning of a key that is not here is its room's own. control,
+// keys a list knows, what a time among their values means, and whether an object
+// passes. It knows no noun and parses no request; the meaning of a key that is not here is its room's own. control,
 // httpapi, engine, image and volume call it.
 package filters
 
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/skep-dev/skep/internal/cluster"
 )
@@ -67,4 +69,22 @@ func HasLabels(labels map[string]string, wanted map[string]bool) bool {
 // object with these labels: it has all of label, and not all of label!.
 func Pruned(f Filters, labels map[string]string) bool {
 	return Labels(f, "label", labels) && (len(f["label!"]) == 0 || !Labels(f, "label!", labels))
+}
+
+// Moment reads a time as filters and queries write it: seconds since 1970 with an
+// optional fraction, RFC 3339 or its beginning, or how long before now.
+func Moment(raw string, now time.Time) (t time.Time, ok bool) {
+	whole, frac, _ := strings.Cut(raw, ".")
+	secs, err := strconv.ParseInt(whole, 10, 64)
+	ns, fracErr := strconv.ParseUint((frac + "000000000")[:9], 10, 64)
+	if err == nil && fracErr == nil {
+		return time.Unix(secs, int64(ns)), true
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02"} {
+		if t, err := time.Parse(layout, raw); err == nil {
+			return t, true
+		}
+	}
+	d, err := time.ParseDuration(raw)
+	return now.Add(-d), err == nil
 }

@@ -2,6 +2,7 @@ package filters
 
 import (
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -55,6 +56,31 @@ func TestPasses(t *testing.T) {
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: %v", c.what, c.got)
+		}
+	}
+}
+
+func TestMoments(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for raw, want := range map[string]time.Time{
+		"1000":                      time.Unix(1000, 0),
+		"-1":                        time.Unix(-1, 0),
+		"1000.25":                   time.Unix(1000, 250_000_000),
+		"1000.0000000019":           time.Unix(1000, 1),
+		"2026-01-02T03:04:05.5Z":    now.Add(500 * time.Millisecond),
+		"2026-01-02T04:04:05+01:00": now,
+		"2026-01-02T03:04:05":       now,
+		"2026-01-02":                now.Truncate(24 * time.Hour),
+		"10m":                       now.Add(-10 * time.Minute),
+		"1.5h":                      now.Add(-90 * time.Minute),
+	} {
+		if got, ok := Moment(raw, now); !ok || !got.Equal(want) {
+			t.Errorf("%s: %v %v, want %v", raw, got, ok, want)
+		}
+	}
+	for _, raw := range []string{"", "never", "1.x", "1e9", "NaN", "99999999999999999999"} {
+		if got, ok := Moment(raw, now); ok {
+			t.Errorf("%q: %v", raw, got)
 		}
 	}
 }

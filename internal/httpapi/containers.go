@@ -91,7 +91,7 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *http.Request) error {
 		req.HostConfig.NetworkMode = "default"
 	}
 	resp, err := s.Containers.Create(r.Context(), engine.CreateRequest{
-		Name:     strings.TrimPrefix(r.URL.Query().Get("name"), "/"),
+		Name:     r.URL.Query().Get("name"),
 		Request:  req,
 		Platform: platform,
 	})

@@ -150,8 +150,7 @@ func boolFilter(f filters.Filters, key string, absent bool) (bool, error) {
 	return isTrue, nil
 }
 
-// timeParam reads a time: seconds since 1970 with an optional fraction, or
-// RFC 3339. Absent and "0" are the zero time.
+// timeParam reads a time; see filters.Moment. Absent and "0" are the zero time.
 func timeParam(q url.Values, name string) (time.Time, error) {
 	return parseTime(name, q.Get(name))
 }
@@ -160,24 +159,8 @@ func parseTime(name, raw string) (time.Time, error) {
 	if raw == "" || raw == "0" {
 		return time.Time{}, nil
 	}
-	secs, frac, _ := strings.Cut(raw, ".")
-	if s, err := strconv.ParseInt(secs, 10, 64); err == nil {
-		var ns int64
-		if frac != "" {
-			ns, err = strconv.ParseInt((frac + "000000000")[:9], 10, 64)
-			if err != nil || ns < 0 {
-				return time.Time{}, cluster.Invalidf("invalid value for %q: %q", name, raw)
-			}
-		}
-		return time.Unix(s, ns), nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02"} {
-		if t, err := time.Parse(layout, raw); err == nil {
-			return t, nil
-		}
-	}
-	if d, err := time.ParseDuration(raw); err == nil {
-		return time.Now().Add(-d), nil
+	if t, ok := filters.Moment(raw, time.Now()); ok {
+		return t, nil
 	}
 	return time.Time{}, cluster.Invalidf("invalid value for %q: %q", name, raw)
 }

@@ -159,30 +159,13 @@ func (s *Store) test(ctx context.Context, key, v string) (func(*entry) bool, err
 		}
 		return func(e *entry) bool { return e.created().After(f.created()) }, nil
 	case "until":
-		t, err := parseUntil(v)
-		if err != nil {
-			return nil, err
+		t, ok := filters.Moment(v, time.Now())
+		if !ok {
+			return nil, cluster.Invalidf("invalid filter 'until=[%s]'", v)
 		}
 		return func(e *entry) bool { return e.created().Before(t) }, nil
 	}
 	return nil, cluster.Invalidf("invalid filter '%s'", key)
-}
-
-// parseUntil reads a moment as the API's filters write it: seconds since 1970,
-// RFC 3339, or how long ago.
-func parseUntil(v string) (time.Time, error) {
-	if n, err := strconv.ParseFloat(v, 64); err == nil {
-		return time.Unix(0, int64(n*1e9)), nil
-	}
-	if d, err := time.ParseDuration(v); err == nil {
-		return time.Now().Add(-d), nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02"} {
-		if t, err := time.Parse(layout, v); err == nil {
-			return t, nil
-		}
-	}
-	return time.Time{}, cluster.Invalidf("invalid filter 'until=[%s]'", v)
 }
 
 func matches(patterns []string, n reference.Named) bool {
