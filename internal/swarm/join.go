@@ -20,7 +20,7 @@ import (
 
 // Times of a join.
 const (
-	joinDial = 20 * time.Second // for a manager to answer, once it was reached; a busy one may take long over a write
+	joinDial = 5 * time.Second  // for a manager to answer
 	joinWait = 20 * time.Second // for the session, and the Raft group
 )
 
