@@ -28,6 +28,8 @@ const (
 	messageLeft     = "left the swarm"
 	messageLost     = "the host does not answer"
 	planShare       = 4 // planning takes at most one part in planShare of the time
+	firstIdle       = 250 * time.Microsecond
+	longestIdle     = 10 * time.Millisecond
 	longestInterval = time.Hour
 )
 
@@ -46,7 +48,8 @@ type lead struct {
 	probes   chan probed
 	again    bool // a pass is due
 	notUntil time.Time
-	due      time.Time // nothing has to be looked after before
+	idle     time.Duration // how long the next pass waits because the last ones told nobody anything
+	due      time.Time     // nothing has to be looked after before
 }
 
 // life is what the leader thinks of one node.
@@ -88,7 +91,8 @@ func (s *Server) Lead(ctx context.Context) error {
 }
 
 func (l *lead) run(ctx context.Context, g *errgroup.Group) error {
-	changed, stop := l.srv.Store.Watch()
+	// A secret or config is there before a task may refer to it, and never changes.
+	changed, stop := l.srv.Store.Watch(store.KindCluster, store.KindNode, store.KindService, store.KindTask, store.KindNetwork)
 	defer stop()
 	suspects, stopSuspects := l.srv.watchSuspects()
 	defer stopSuspects()
@@ -99,12 +103,16 @@ func (l *lead) run(ctx context.Context, g *errgroup.Group) error {
 	defer l.srv.lead.Store(nil)
 	l.suspect(ctx, g, time.Now())
 	for {
+		wake := changed
+		if l.again {
+			wake = nil // nothing new
+		}
 		timer := time.NewTimer(l.wait())
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
-		case <-changed:
+		case <-wake:
 			l.again = true
 		case <-suspects:
 			l.suspect(ctx, g, time.Now())
@@ -120,6 +128,10 @@ func (l *lead) run(ctx context.Context, g *errgroup.Group) error {
 			l.due = l.next(now)
 		}
 		if l.again && !time.Now().Before(l.notUntil) {
+			select {
+			case <-changed: // the pass sees it
+			default:
+			}
 			l.pass()
 		}
 	}
@@ -172,7 +184,7 @@ func (l *lead) pass() {
 		l.srv.Log.Error("what nodes are to be told", "err", err)
 	}
 	l.forget(v)
-	period := l.period()
+	period, told := l.period(), false
 	all := Session{
 		Period: period, Managers: managers(v), Leader: l.srv.Identity.Peer().NodeID, GossipKey: l.srv.gossipKey(v),
 	}
@@ -187,12 +199,28 @@ func (l *lead) pass() {
 		}
 		tell(sess, n, all)
 		items, complete := l.plan.next(n.ID, &sess.cur)
-		if (complete || len(items) > 0) && !sess.add(items, complete, l.plan.pass) {
+		if !complete && len(items) == 0 {
+			continue
+		}
+		told = true
+		if !sess.add(items, complete, l.plan.pass) {
 			sess.close(errSlow)
 		}
 	}
 	l.releaseHolds(start)
-	l.notUntil = time.Now().Add((planShare - 1) * time.Since(start))
+	l.pause(start, told)
+}
+
+// pause says when the next pass may be. In a burst of writes that concern no node
+// the passes become rarer; one that had something to tell is followed at once.
+func (l *lead) pause(start time.Time, told bool) {
+	now := time.Now()
+	if told || start.Sub(l.notUntil) > longestIdle {
+		l.idle = 0
+	} else {
+		l.idle = min(longestIdle, max(firstIdle, 2*l.idle))
+	}
+	l.notUntil = now.Add(max(l.idle, (planShare-1)*now.Sub(start)))
 }
 
 // forget drops what belongs to nodes and tasks that are gone.

@@ -16,6 +16,10 @@ import (
 // lookAgain is how often a node that is no manager looks whether it is one now.
 const lookAgain = time.Second
 
+// lookShare bounds what looking costs while much is written: it takes at most one
+// part in lookShare of the time.
+const lookShare = 20
+
 // Watcher publishes what it sees.
 type Watcher struct {
 	// State returns the swarm's state, or an error while this node is no manager.
@@ -50,11 +54,18 @@ func (w *Watcher) follow(ctx context.Context, st *store.Store, since time.Time, 
 	defer stop()
 	last := look(st.View()).before(since)
 	for {
+		start := time.Now()
 		now := look(st.View())
 		for _, e := range diff(last, now) {
 			w.Publish(e.Type, e.Action, e.Actor)
 		}
 		last = now
+		pause := time.NewTimer((lookShare - 1) * time.Since(start))
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+		}
+		pause.Stop()
 		select {
 		case <-wake:
 		case <-tick:
@@ -75,7 +86,7 @@ type object struct {
 	// not told.
 	facts map[string]string
 	// version changes with what users wrote, which is news even when no fact is.
-	version any
+	version uint64
 }
 
 // picture is what events tell of, as the store lists it: sorted by id. The store
@@ -115,15 +126,15 @@ func networkObject(n *cluster.Network) object {
 }
 
 func secretObject(s *cluster.Secret) object {
-	return object{id: s.ID, name: s.Spec.Name, created: s.CreatedAt, version: s.Spec}
+	return object{id: s.ID, name: s.Spec.Name, created: s.CreatedAt, version: s.Version}
 }
 
 func configObject(c *cluster.Config) object {
-	return object{id: c.ID, name: c.Spec.Name, created: c.CreatedAt, version: c.Spec}
+	return object{id: c.ID, name: c.Spec.Name, created: c.CreatedAt, version: c.Version}
 }
 
 func nodeObject(n *cluster.Node) object {
-	o := object{id: n.ID, name: n.Spec.Name, created: n.CreatedAt, version: n.Spec, facts: map[string]string{
+	o := object{id: n.ID, name: n.Spec.Name, created: n.CreatedAt, version: n.SpecVersion, facts: map[string]string{
 		"availability": string(n.Spec.Availability), "role": string(n.Spec.Role), "state": string(n.Status.State),
 	}}
 	if o.name == "" && n.Description != nil {

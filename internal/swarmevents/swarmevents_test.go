@@ -1,6 +1,7 @@
 package swarmevents
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync/atomic"
@@ -77,6 +78,19 @@ func TestTheLifeOfAService(t *testing.T) {
 		n := *st.View().Node("n0")
 		n.Spec = &swarm.NodeSpec{Availability: "drain", Role: "worker"}
 		apply(store.UpdateNode(&n))
+		apply(store.CreateSecret(&cluster.Secret{ID: "k0", Spec: &swarm.SecretSpec{Annotations: swarm.Annotations{Name: "key"}}}))
+		apply(store.CreateConfig(&cluster.Config{ID: "c0", Spec: &swarm.ConfigSpec{Annotations: swarm.Annotations{Name: "conf"}}}))
+		var snapshot bytes.Buffer // of the same: no news
+		if err := st.Freeze().Write(&snapshot); err != nil {
+			t.Fatal(err)
+		}
+		if err := st.Restore(&snapshot); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		conf := *st.View().Config("c0")
+		conf.Spec = &swarm.ConfigSpec{Annotations: swarm.Annotations{Name: "conf", Labels: map[string]string{"a": "b"}}}
+		apply(store.UpdateConfig(&conf))
 		apply(store.DeleteService(st.View().Service("s0")))
 
 		web := func(action events.Action, attrs map[string]string) events.Message {
@@ -91,6 +105,9 @@ func TestTheLifeOfAService(t *testing.T) {
 			web("update", map[string]string{"updatestate.new": "completed", "updatestate.old": "updating"}),
 			{Type: "node", Action: "update", Actor: events.Actor{ID: "n0", Attributes: map[string]string{
 				"name": "host", "availability.new": "drain", "availability.old": "active"}}},
+			{Type: "secret", Action: "create", Actor: events.Actor{ID: "k0", Attributes: map[string]string{"name": "key"}}},
+			{Type: "config", Action: "create", Actor: events.Actor{ID: "c0", Attributes: map[string]string{"name": "conf"}}},
+			{Type: "config", Action: "update", Actor: events.Actor{ID: "c0", Attributes: map[string]string{"name": "conf"}}},
 			web("remove", map[string]string{}),
 		}
 		if d := cmp.Diff(want, got); d != "" {
