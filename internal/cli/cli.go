@@ -212,6 +212,15 @@ func (inv Invocation) root(docker *command.DockerCli) (*cobra.Command, *cliflags
 	checkFirst(root, docker)
 	commands.AddCommands(root, docker)
 	root.AddCommand(inv.Extra...)
+	plainUse(inv.Extra)
 	inv.tidy(root)
 	return root, opts
+}
+
+// plainUse lets usage lines be shown as they are written, like docker's.
+func plainUse(all []*cobra.Command) {
+	for _, c := range all {
+		c.DisableFlagsInUseLine = true
+		plainUse(c.Commands())
+	}
 }

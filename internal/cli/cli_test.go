@@ -50,13 +50,15 @@ func typed(t *testing.T, face string, env map[string]string, args ...string) res
 	for _, k := range []string{"DOCKER_HOST", "SKEP_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY"} {
 		t.Setenv(k, env[k])
 	}
+	daemon := &cobra.Command{Use: "daemon [OPTIONS]", Short: "Run the daemon", RunE: func(cmd *cobra.Command, _ []string) error {
+		fmt.Fprintln(cmd.OutOrStdout(), "daemon runs")
+		return nil
+	}}
+	daemon.Flags().Bool("debug", false, "Log more")
 	var out, errs bytes.Buffer
 	code := Invocation{
 		Face: face, Args: args, Version: "1.2.3", Commit: "abc", Stdin: io.NopCloser(strings.NewReader("")), Stdout: &out, Stderr: &errs,
-		Extra: []*cobra.Command{{Use: "daemon [OPTIONS]", Short: "Run the daemon", RunE: func(cmd *cobra.Command, _ []string) error {
-			fmt.Fprintln(cmd.OutOrStdout(), "daemon runs")
-			return nil
-		}}},
+		Extra: []*cobra.Command{daemon},
 	}.Run(t.Context())
 	return result{code, out.String(), errs.String()}
 }
@@ -167,6 +169,9 @@ func TestVersionAndExtra(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	if got := typed(t, "docker", nil, "-v"); got.out != "Docker version 1.2.3, build abc\n" {
+		t.Errorf("%+v", got)
+	}
+	if got := typed(t, "skep", nil, "daemon", "--help"); !strings.HasPrefix(got.out, "Usage:  skep daemon [OPTIONS]\n") {
 		t.Errorf("%+v", got)
 	}
 	if got := typed(t, "skep", nil, "daemon"); got.out != "daemon runs\n" || got.code != 0 {
