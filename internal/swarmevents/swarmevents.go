@@ -18,7 +18,7 @@ const lookAgain = time.Second
 
 // lookShare bounds what looking costs while much is written: it takes at most one
 // part in lookShare of the time.
-const lookShare = 20
+const lookShare = 100
 
 // Watcher publishes what it sees.
 type Watcher struct {
