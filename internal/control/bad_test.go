@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/cluster"
@@ -224,6 +225,9 @@ func TestOverLarge(t *testing.T) {
 		{"memory", func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.Resources = &swarm.ResourceRequirements{Limits: &swarm.Limit{MemoryBytes: -1}}
 		}, "invalid memory value -1: Must be at least 4MiB"},
+		{"health check", func(s *swarm.ServiceSpec) {
+			s.TaskTemplate.ContainerSpec.Healthcheck = &container.HealthConfig{Timeout: 1 << 62}
+		}, "ContainerSpec: Timeout in HealthConfig cannot be longer than 87600h0m0s"},
 		{"ulimit", func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.ContainerSpec.Ulimits = append(s.TaskTemplate.ContainerSpec.Ulimits, nil)
 		}, "ContainerSpec: malformed ulimit"},

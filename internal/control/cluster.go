@@ -178,9 +178,10 @@ func checkSpec(s swarm.Spec) error {
 		return invalid("maximum certificate expiry time is: %v", longest)
 	case s.Raft.ElectionTick <= s.Raft.HeartbeatTick:
 		return invalid("invalid election tick %d: it must be larger than the heartbeat tick (%d)", s.Raft.ElectionTick, s.Raft.HeartbeatTick)
-	case s.Raft.SnapshotInterval > math.MaxInt32 || s.Raft.LogEntriesForSlowFollowers > math.MaxInt32,
-		s.Raft.KeepOldSnapshots != nil && *s.Raft.KeepOldSnapshots > 1000:
-		return invalid("the numbers for Raft snapshots are too large")
+	case s.Raft.SnapshotInterval > math.MaxInt32 || s.Raft.LogEntriesForSlowFollowers > math.MaxInt32:
+		return invalid("the log entries between snapshots and those kept for slow followers cannot be more than %d", math.MaxInt32)
+	case s.Raft.KeepOldSnapshots != nil && *s.Raft.KeepOldSnapshots > 1000:
+		return invalid("no more than 1000 old snapshots can be kept, got %d", *s.Raft.KeepOldSnapshots)
 	}
 	return unbuiltInSwarm(s)
 }

@@ -183,6 +183,11 @@ func (a *API) edit(ctx context.Context, f func(v store.View) ([]store.Change, er
 	}
 }
 
+// stale reports whether the user read another spec than an object has. What loops
+// write of it (a service's ports and progress, a node's role and state) makes
+// versions too, but nobody's spec depends on it.
+func stale(read, spec, now uint64) bool { return read < spec || read > now }
+
 func inWords(err error) error {
 	switch {
 	case err == nil:

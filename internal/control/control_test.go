@@ -195,7 +195,7 @@ func TestServiceErrors(t *testing.T) {
 		{with(func(s *swarm.ServiceSpec) {
 			s.Mode.Replicated = &swarm.ReplicatedService{Replicas: ptr(uint64(1 << 62))}
 		}), errdefs.IsInvalidArgument, inv + "Number of replicas must not be larger than 1000000"},
-		{with(func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Dir = strings.Repeat("x", maxSpec) }), errdefs.IsInvalidArgument, "the service's spec is larger than 1048576 bytes, or cannot be written: <nil>"},
+		{with(func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Dir = strings.Repeat("x", maxSpec) }), errdefs.IsInvalidArgument, "the service's spec is larger than 1048576 bytes"},
 		{with(func(s *swarm.ServiceSpec) {
 			s.EndpointSpec = &swarm.EndpointSpec{Ports: make([]swarm.PortConfig, 5000)}
 		}), errdefs.IsInvalidArgument, inv + "EndpointSpec: 5000 ports are more than the 1024 a service may publish"},

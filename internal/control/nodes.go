@@ -104,8 +104,7 @@ func (a *API) updateNode(ctx context.Context, r updateNode) (none, error) {
 	})
 }
 
-// nodeUpdate returns a node as a user's write makes it. What loops write of a
-// node (its role, its state) makes versions too, but nobody's spec depends on it.
+// nodeUpdate returns a node as a user's write makes it.
 func (a *API) nodeUpdate(ctx context.Context, v store.View, r updateNode) (*cluster.Node, error) {
 	old, err := findNode(v, r.Ref)
 	if err != nil {
@@ -130,7 +129,7 @@ func (a *API) nodeUpdate(ctx context.Context, v store.View, r updateNode) (*clus
 	if len(spec.Name) > 255 {
 		return nil, invalid("name must be 255 characters or fewer")
 	}
-	if r.Version < old.SpecVersion || r.Version > old.Version {
+	if stale(r.Version, old.SpecVersion, old.Version) {
 		return nil, outOfSequence()
 	}
 	if old.Spec.Role == swarm.NodeRoleManager && spec.Role == swarm.NodeRoleWorker {

@@ -191,16 +191,9 @@ func (a *API) updateService(ctx context.Context, r updateService) (resp swarm.Se
 	})
 }
 
-// stale reports whether the user read another spec than the service has. What
-// loops write of a service (ports, progress) makes versions too, but nobody's
-// spec depends on it.
-func stale(s *cluster.Service, read uint64) bool {
-	return read < s.SpecVersion || read > s.Version
-}
-
 // rollBack exchanges a service's spec with the one before.
 func rollBack(n *cluster.Service, r updateService) error {
-	if stale(n, r.Version) {
+	if stale(r.Version, n.SpecVersion, n.Version) {
 		return outOfSequence()
 	}
 	if n.Previous == nil {
@@ -229,7 +222,7 @@ func (a *API) update(v store.View, n *cluster.Service, r updateService) error {
 	if modeOf(spec.Mode) != modeOf(n.Spec.Mode) {
 		return cluster.NotImplementedf("rpc error: code = Unimplemented desc = service mode change is not allowed")
 	}
-	if stale(n, r.Version) {
+	if stale(r.Version, n.SpecVersion, n.Version) {
 		return outOfSequence()
 	}
 	auth := r.Opts.RegistryAuth

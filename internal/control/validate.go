@@ -37,8 +37,11 @@ var dnsName = regexp.MustCompile(`^[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*$`)
 // normalize brings a service's spec into the form it is stored in and refuses
 // words that mean nothing, as Docker's daemon does before its managers see it.
 func normalize(s *swarm.ServiceSpec) error {
-	if b, err := json.Marshal(s); err != nil || len(b) > maxSpec {
-		return cluster.Invalidf("the service's spec is larger than %d bytes, or cannot be written: %v", maxSpec, err)
+	switch b, err := json.Marshal(s); {
+	case err != nil:
+		return cluster.Invalidf("the service's spec cannot be written: %v", err)
+	case len(b) > maxSpec:
+		return cluster.Invalidf("the service's spec is larger than %d bytes", maxSpec)
 	}
 	s.Labels = orEmpty(s.Labels)
 	t := &s.TaskTemplate
@@ -383,8 +386,11 @@ func validateHealth(h *container.HealthConfig) error {
 		return nil
 	}
 	for what, d := range map[string]time.Duration{"Interval": h.Interval, "Timeout": h.Timeout, "StartPeriod": h.StartPeriod, "StartInterval": h.StartInterval} {
-		if d != 0 && d < time.Millisecond || d > longest {
+		if d != 0 && d < time.Millisecond {
 			return invalid("ContainerSpec: %s in HealthConfig cannot be less than %s", what, time.Millisecond)
+		}
+		if d > longest {
+			return invalid("ContainerSpec: %s in HealthConfig cannot be longer than %v", what, longest)
 		}
 	}
 	if h.Retries < 0 {
