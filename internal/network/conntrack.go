@@ -4,11 +4,12 @@ import (
 	"net/netip"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/network/nft"
 )
 
 // flows matches tracked flows that lead to one of the targets and, with asked,
@@ -79,15 +80,8 @@ func untrackAsked(ns netns.NsHandle, ifname string, bs []binding) error {
 			continue
 		}
 		n++
-		c.AddRule(&nftables.Rule{Table: t, Chain: raw, Exprs: rule(
-			iifname(ifname, expr.CmpOpEq),
-			words{
-				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
-				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(b.ContainerPort)},
-				&expr.Notrack{},
-			})})
+		c.AddRule(&nftables.Rule{Table: t, Chain: raw, Exprs: nft.Rule(
+			nft.Iif(ifname), nft.Transport(unix.IPPROTO_UDP), nft.ToPort(b.ContainerPort), nft.Words{&expr.Notrack{}})})
 	}
 	if n == 0 {
 		return nil // nothing is sent

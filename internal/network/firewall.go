@@ -17,6 +17,8 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/network/nft"
 )
 
 // Names of what the firewall owns. Everything in skep-bridge is ours and is put
@@ -29,8 +31,6 @@ const (
 )
 
 const checkEvery = 5 * time.Second
-
-var loopbackNet = netip.MustParsePrefix("127.0.0.0/8")
 
 // firewall keeps the host's rules as its model says. It changes the model and
 // the kernel in turns: whoever holds the token may touch both.
@@ -250,7 +250,7 @@ func (b *builder) set(s *nftables.Set, elems []nftables.SetElement) *nftables.Se
 func (b *builder) sets(ports map[portKey]netip.AddrPort) {
 	var open, closed []nftables.SetElement
 	for _, r := range b.nets {
-		elem := nftables.SetElement{Key: ifKey(r.Link)}
+		elem := nftables.SetElement{Key: nft.IfKey(r.Link)}
 		if r.Internal {
 			closed = append(closed, elem)
 		} else {
@@ -274,8 +274,8 @@ func (b *builder) chain(name string, typ nftables.ChainType, hook *nftables.Chai
 	return ch
 }
 
-func (b *builder) rule(ch *nftables.Chain, parts ...words) {
-	b.c.AddRule(&nftables.Rule{Table: b.rs.table, Chain: ch, Exprs: rule(parts...)})
+func (b *builder) rule(ch *nftables.Chain, parts ...nft.Words) {
+	b.c.AddRule(&nftables.Rule{Table: b.rs.table, Chain: ch, Exprs: nft.Rule(parts...)})
 	b.rs.rules[ch]++
 }
 
@@ -285,40 +285,64 @@ func (b *builder) nat() {
 	b.rule(pub, dnatByMap(b.rs.addr, true))
 	b.rule(pub, dnatByMap(b.rs.any, false))
 	pre := b.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
-	b.rule(pre, toHost(), jump(pub.Name))
+	b.rule(pre, nft.ToHost(), nft.Jump(pub.Name))
 	out := b.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
-	b.rule(out, toHost(), jump(pub.Name))
+	b.rule(out, nft.ToHost(), nft.Jump(pub.Name))
 
 	post := b.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	for _, r := range b.nets {
 		// A container that calls a published port of its own network would get
 		// the answer straight from its neighbour, under an address it never called.
-		b.rule(post, iifname(r.Link, expr.CmpOpEq), oifname(r.Link, expr.CmpOpEq), published(), masquerade())
-		b.rule(post, oifname(r.Link, expr.CmpOpEq), addrIn(offsetSource, loopbackNet), masquerade())
+		b.rule(post, nft.Iif(r.Link), nft.Oif(r.Link), nft.Led(), nft.Masquerade())
+		b.rule(post, nft.Oif(r.Link), nft.Within(nft.Source, nft.Loopback), nft.Masquerade())
 		if r.Masquerade && !r.Internal {
-			b.rule(post, addrIn(offsetSource, r.Subnet), oifname(r.Link, expr.CmpOpNeq), masquerade())
+			b.rule(post, nft.Within(nft.Source, r.Subnet), nft.NotOif(r.Link), nft.Masquerade())
 		}
 	}
+}
+
+// 32-bit registers, as the keys of maps are laid out in them.
+const (
+	reg32_0 = unix.NFT_REG32_00
+	reg32_1 = unix.NFT_REG32_01
+	reg32_2 = unix.NFT_REG32_02
+)
+
+// dnatByMap sends a packet where the map says for its key: (address,) protocol
+// and port.
+func dnatByMap(m *nftables.Set, withAddr bool) nft.Words {
+	var w nft.Words
+	at := uint32(reg32_0)
+	if withAddr {
+		w = append(w, &expr.Payload{DestRegister: at, Base: expr.PayloadBaseNetworkHeader, Offset: uint32(nft.Dest), Len: 4})
+		at++
+	}
+	return append(w,
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: at},
+		&expr.Payload{DestRegister: at + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Lookup{SourceRegister: reg32_0, DestRegister: reg32_0, IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg32_0, RegProtoMin: reg32_1},
+	)
 }
 
 // filter keeps bridges apart and unpublished ports closed.
 func (b *builder) filter() {
 	raw := b.chain("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
-	b.rule(raw, iifname("lo", expr.CmpOpNeq), addrIn(offsetDest, loopbackNet), drop())
+	b.rule(raw, nft.NotIif("lo"), nft.Within(nft.Dest, nft.Loopback), nft.Drop())
 
 	fwd := b.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
-	b.rule(fwd, known(), accept())
+	b.rule(fwd, nft.Known(), nft.Accept())
 	for _, r := range b.nets {
 		if r.ICC { // seen here only where bridged frames pass the IP hooks
-			b.rule(fwd, iifname(r.Link, expr.CmpOpEq), oifname(r.Link, expr.CmpOpEq), accept())
+			b.rule(fwd, nft.Iif(r.Link), nft.Oif(r.Link), nft.Accept())
 		}
 	}
-	b.rule(fwd, iifIn(b.internal), drop())
-	b.rule(fwd, oifIn(b.internal), drop())
-	b.rule(fwd, oifIn(b.bridges), published(), accept())
-	b.rule(fwd, iifIn(b.bridges), oifIn(b.bridges), drop())
-	b.rule(fwd, iifIn(b.bridges), accept())
-	b.rule(fwd, oifIn(b.bridges), drop())
+	b.rule(fwd, nft.IifIn(b.internal), nft.Drop())
+	b.rule(fwd, nft.OifIn(b.internal), nft.Drop())
+	b.rule(fwd, nft.OifIn(b.bridges), nft.Led(), nft.Accept())
+	b.rule(fwd, nft.IifIn(b.bridges), nft.OifIn(b.bridges), nft.Drop())
+	b.rule(fwd, nft.IifIn(b.bridges), nft.Accept())
+	b.rule(fwd, nft.OifIn(b.bridges), nft.Drop())
 }
 
 // run puts the rules back when somebody takes them away: at once where the

@@ -11,13 +11,12 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/network/namespace"
+	"github.com/skep-dev/skep/internal/network/nft"
 )
 
 const (
@@ -160,18 +159,8 @@ func redirectNames(ns netns.NsHandle, udp, tcp netip.AddrPort) error {
 		proto byte
 		addr  netip.AddrPort
 	}{{unix.IPPROTO_UDP, udp}, {unix.IPPROTO_TCP, tcp}} {
-		addr := to.addr.Addr().As4()
-		c.AddRule(&nftables.Rule{Table: t, Chain: out, Exprs: rule(
-			addrIn(offsetDest, netip.PrefixFrom(resolverAddr, 32)),
-			words{
-				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{to.proto}},
-				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(53)},
-				&expr.Immediate{Register: 1, Data: addr[:]},
-				&expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(to.addr.Port())},
-				&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2},
-			})})
+		c.AddRule(&nftables.Rule{Table: t, Chain: out, Exprs: nft.Rule(
+			nft.Is(nft.Dest, resolverAddr), nft.Transport(to.proto), nft.ToPort(53), nft.To(to.addr))})
 	}
 	return c.Flush()
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/network/namespace"
+	"github.com/skep-dev/skep/internal/network/nft"
 )
 
 // linkNames are the interfaces of the host.
@@ -159,7 +160,7 @@ func TestRulesComeBack(t *testing.T) {
 		}
 		tab := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableUser}
 		c.AddRule(&nftables.Rule{Table: tab, Chain: &nftables.Chain{Name: "forward", Table: tab},
-			Exprs: rule(iifname("up0", 0), drop())})
+			Exprs: nft.Rule(nft.Iif("up0"), nft.Drop())})
 		return c.Flush()
 	}))
 	blocked(t, "dropped by the operator", h.outside, "tcp", hostAddr+":8080")

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+
+	"github.com/skep-dev/skep/internal/network/nft"
 )
 
 // meshTable is the routing mesh's table in the host's namespace.
@@ -152,22 +154,22 @@ func (b *batch) installMesh(w *meshState, localBridges []string) {
 	// The ingress bridge routes 127.0.0.0/8, for the host's own connections;
 	// nobody may come in by that.
 	b.rule(b.base(t, "raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, prioRaw),
-		notIif("lo"), loopback(16), drop())
-	b.rule(b.base(t, "pre", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, prioDNAT), destLocal(), portIn(ports))
-	b.rule(b.base(t, "out", nftables.ChainTypeNAT, nftables.ChainHookOutput, prioDNAT), destLocal(), portIn(ports))
+		nft.NotIif("lo"), nft.Within(nft.Dest, nft.Loopback), nft.Drop())
+	b.rule(b.base(t, "pre", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, prioDNAT), nft.ToHost(), portIn(ports))
+	b.rule(b.base(t, "out", nftables.ChainTypeNAT, nftables.ChainHookOutput, prioDNAT), nft.ToHost(), portIn(ports))
 	post := b.base(t, "post", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, prioSNAT)
-	b.rule(post, oif(w.bridge), loopback(12), snat(w.addr))
+	b.rule(post, nft.Oif(w.bridge), nft.Within(nft.Source, nft.Loopback), nft.From(w.addr))
 	for _, name := range localBridges {
 		if name != "" {
-			b.rule(post, iif(name), oif(w.bridge), ctDNAT(), snat(w.addr))
+			b.rule(post, nft.IifLike(name), nft.Oif(w.bridge), nft.Led(), nft.From(w.addr))
 		}
 	}
 	// A port without a serving task is refused, and the daemon's sockets, which
 	// only hold the port, are never reached.
 	b.refuse(b.base(t, "in", nftables.ChainTypeFilter, nftables.ChainHookInput, prioFilter),
-		append(ctDirection(ctDirOriginal), portIn(held)...), icmpPort)
+		append(nft.Asking(), portIn(held)...), icmpPort)
 	b.refuse(b.base(t, "gone-forward", nftables.ChainTypeFilter, nftables.ChainHookForward, prioFilter),
-		append(oif(w.bridge), destIn(gone)...), icmpHost)
+		append(nft.Oif(w.bridge), destIn(gone)...), icmpHost)
 	// At the output the interface is still the one before translation.
 	b.refuse(b.base(t, "gone-out", nftables.ChainTypeFilter, nftables.ChainHookOutput, prioFilter), destIn(gone), icmpHost)
 	b.changePorts(t, nil, w.ports)

@@ -10,6 +10,8 @@ import (
 	mdnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/network/nft"
 )
 
 // protocols are the ones ports are published for.
@@ -30,11 +32,8 @@ func protocolName(p uint8) string {
 
 // Values of the kernel's that x/sys lacks or hides.
 const (
-	ctDirOriginal = 0
-	ctDirReply    = 1
-	ctStatusDNAT  = 1 << 5
-	icmpHost      = 1 // host unreachable
-	icmpPort      = 3 // port unreachable
+	icmpHost = 1 // host unreachable
+	icmpPort = 3 // port unreachable
 
 	prioRaw     = -300
 	prioMangle  = -150
@@ -148,12 +147,8 @@ func (b *batch) base(t *nftables.Table, name string, kind nftables.ChainType, ho
 	})
 }
 
-func (b *batch) rule(c *nftables.Chain, parts ...[]expr.Any) {
-	var all []expr.Any
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	b.AddRule(&nftables.Rule{Table: c.Table, Chain: c, Exprs: all})
+func (b *batch) rule(c *nftables.Chain, parts ...nft.Words) {
+	b.AddRule(&nftables.Rule{Table: c.Table, Chain: c, Exprs: nft.Rule(parts...)})
 }
 
 func (b *batch) set(s *nftables.Set, elements []nftables.SetElement) {
@@ -188,9 +183,9 @@ func (b *batch) balance(c *nftables.Chain, to []netip.Addr, port uint16) {
 		return
 	}
 	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1}
-	var pick []expr.Any
+	var pick nft.Words
 	if len(to) == 1 {
-		pick = []expr.Any{&expr.Immediate{Register: 1, Data: to[0].AsSlice()}}
+		pick = nft.Words{&expr.Immediate{Register: 1, Data: to[0].AsSlice()}}
 	} else {
 		m := &nftables.Set{
 			Table: c.Table, Anonymous: true, Constant: true, IsMap: true,
@@ -204,7 +199,7 @@ func (b *batch) balance(c *nftables.Chain, to []netip.Addr, port uint16) {
 		// Should a packet be just here when the rules change, it may find the
 		// map empty already: then it takes the first.
 		defer b.balance(c, to[:1], port)
-		pick = []expr.Any{
+		pick = nft.Words{
 			&expr.Numgen{Register: 1, Modulus: uint32(len(to)), Type: unix.NFT_NG_RANDOM},
 			&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetID: m.ID, SetName: m.Name},
 		}
@@ -213,105 +208,28 @@ func (b *batch) balance(c *nftables.Chain, to []netip.Addr, port uint16) {
 		pick = append(pick, &expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(port)})
 		nat.RegProtoMin, nat.Specified = 2, true
 	}
-	b.rule(c, pick, []expr.Any{nat})
+	b.rule(c, pick, nft.Words{nat})
 }
 
 // refuse answers what matches: TCP with a reset, the rest with ICMP.
-func (b *batch) refuse(c *nftables.Chain, match []expr.Any, icmp uint8) {
-	b.rule(c, match, l4proto(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
-	b.rule(c, match, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmp}})
-}
-
-func cmpEq(data []byte) expr.Any  { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
-func cmpNeq(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: data} }
-
-// ifname matches an interface by name; one that ends in * is a prefix.
-func ifname(key expr.MetaKey, name string) []expr.Any {
-	data := make([]byte, unix.IFNAMSIZ)
-	n := copy(data, name)
-	if n > 0 && name[n-1] == '*' {
-		data = data[:n-1]
-	}
-	return []expr.Any{&expr.Meta{Key: key, Register: 1}, cmpEq(data)}
-}
-
-func iif(name string) []expr.Any { return ifname(expr.MetaKeyIIFNAME, name) }
-func oif(name string) []expr.Any { return ifname(expr.MetaKeyOIFNAME, name) }
-
-func notIif(name string) []expr.Any {
-	e := iif(name)
-	e[1].(*expr.Cmp).Op = expr.CmpOpNeq
-	return e
-}
-
-func l4proto(p uint8) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, cmpEq([]byte{p})}
-}
-
-func ipField(offset uint32, reg uint32) expr.Any {
-	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4}
-}
-
-func source(a netip.Addr) []expr.Any {
-	return []expr.Any{ipField(12, 1), cmpEq(a.AsSlice())}
-}
-
-// loopback matches 127.0.0.0/8 at an offset of the IP header.
-func loopback(offset uint32) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 1}, cmpEq([]byte{127}),
-	}
+func (b *batch) refuse(c *nftables.Chain, match nft.Words, icmp uint8) {
+	b.rule(c, match, nft.Transport(unix.IPPROTO_TCP), nft.Words{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
+	b.rule(c, match, nft.Words{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmp}})
 }
 
 // destIn looks the destination address up in a set, or for a verdict in a map.
-func destIn(s *nftables.Set) []expr.Any {
-	return []expr.Any{ipField(16, 1), lookup(s)}
+func destIn(s *nftables.Set) nft.Words {
+	return nft.Words{nft.Addr(nft.Dest), nft.In(s)}
 }
 
 // portIn looks protocol and destination port up.
-func portIn(s *nftables.Set) []expr.Any {
-	return []expr.Any{
+func portIn(s *nftables.Set) nft.Words {
+	return nft.Words{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 		&expr.Payload{DestRegister: 9, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		lookup(s),
+		nft.In(s),
 	}
 }
-
-func lookup(s *nftables.Set) expr.Any {
-	l := &expr.Lookup{SourceRegister: 1, SetID: s.ID, SetName: s.Name}
-	if s.IsMap {
-		l.IsDestRegSet = true // register 0: the verdict
-	}
-	return l
-}
-
-func ctDirection(dir byte) []expr.Any {
-	return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, cmpEq([]byte{dir})}
-}
-
-func ctDNAT() []expr.Any {
-	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(ctStatusDNAT), Xor: make([]byte, 4)},
-		cmpNeq(make([]byte, 4)),
-	}
-}
-
-func snat(to netip.Addr) []expr.Any {
-	return []expr.Any{
-		&expr.Immediate{Register: 1, Data: to.AsSlice()},
-		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
-	}
-}
-
-func destLocal() []expr.Any {
-	return []expr.Any{
-		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
-		cmpEq(binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)),
-	}
-}
-
-func drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
 
 func element(a netip.Addr) nftables.SetElement { return nftables.SetElement{Key: a.AsSlice()} }
 

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/network/namespace"
+	"github.com/skep-dev/skep/internal/network/nft"
 )
 
 // taskTable is our table in a task's namespace, for the families ip and netdev.
@@ -215,12 +216,8 @@ func udpSet(t *nftables.Table) *nftables.Set {
 // steer fills the chain that new connections go through.
 func (b *batch) steer(c *nftables.Chain, vips, udp *nftables.Set, subnets []netip.Prefix) {
 	for _, p := range subnets {
-		mask := ipNet(p.Masked()).Mask
-		b.rule(c, l4proto(unix.IPPROTO_UDP), []expr.Any{
-			ipField(16, 1),
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
-			cmpEq(p.Masked().Addr().AsSlice()),
-			ipField(16, 1),
+		b.rule(c, nft.Transport(unix.IPPROTO_UDP), nft.Within(nft.Dest, p), nft.Words{
+			nft.Addr(nft.Dest),
 			&expr.Dynset{SrcRegKey: 1, SetID: udp.ID, SetName: udp.Name, Operation: unix.NFT_DYNSET_OP_ADD},
 		})
 	}
@@ -318,21 +315,21 @@ func (b *batch) changeGone(set *nftables.Set, was, now map[netip.Addr]bool) {
 func (b *batch) installIngress(t *nftables.Table, in ingressRules) {
 	const macLow = 2 // the MAC's bytes after 02:42
 	zero := make([]byte, 4)
-	setMark := []expr.Any{
+	setMark := nft.Words{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 6 + macLow, Len: 4},
 		&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
 	}
 	// Every packet, not only a connection's first: the way may change.
 	b.rule(b.base(t, "ingress-in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, prioMangle),
-		iif(in.ifName), ctDirection(ctDirOriginal), setMark)
+		nft.Iif(in.ifName), nft.Asking(), setMark)
 	b.rule(b.base(t, "ingress-out", nftables.ChainTypeRoute, nftables.ChainHookOutput, prioMangle),
-		ctDirection(ctDirReply), []expr.Any{
-			&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, cmpNeq(zero),
+		nft.Answering(), nft.Words{
+			&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, nft.Neq(zero),
 			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
 		})
 	if in.leaves() {
 		b.rule(b.base(t, "ingress-post", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, prioSNAT),
-			oif(in.gateway.IfName), source(in.addr), snat(in.gateway.Addr))
+			nft.Oif(in.gateway.IfName), nft.Is(nft.Source, in.addr), nft.From(in.gateway.Addr))
 	}
 	// Connection tracking's values cannot be read here: the packet's mark
 	// carries it.
@@ -341,8 +338,8 @@ func (b *batch) installIngress(t *nftables.Table, in ingressRules) {
 		Name: "ingress-egress", Table: dev, Type: nftables.ChainTypeFilter, Device: in.ifName,
 		Hooknum:  nftables.ChainHookRef(unix.NF_NETDEV_EGRESS),
 		Priority: nftables.ChainPriorityRef(netdevFirst),
-	}), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, cmpNeq(binaryutil.NativeEndian.PutUint32(0)),
+	}), nft.Words{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, nft.Neq(binaryutil.NativeEndian.PutUint32(0)),
 		&expr.Payload{OperationType: expr.PayloadWrite, Base: expr.PayloadBaseLLHeader, Offset: macLow, Len: 4, SourceRegister: 1},
 	})
 }
