@@ -80,6 +80,27 @@ func (s *Store) Mount(ctx context.Context, name, holder string) (path string, er
 	return data, nil
 }
 
+// Adopt takes up, after a restart, which running containers have which volumes,
+// and unmounts what an earlier daemon left mounted for nobody. It is to be called
+// before anything is mounted.
+func (s *Store) Adopt(ctx context.Context, holders map[string][]string) error {
+	all, _, err := s.all()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range all {
+		for _, id := range holders[r.Name] {
+			_, err := s.Mount(ctx, r.Name, id)
+			errs = append(errs, err)
+		}
+		if len(holders[r.Name]) == 0 && len(r.Options) > 0 {
+			errs = append(errs, unmount(s.data(r.Name)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Unmount gives a volume back.
 func (s *Store) Unmount(ctx context.Context, name, holder string) error {
 	unlock, err := s.lock(ctx, name)

@@ -23,6 +23,7 @@ import (
 	"github.com/moby/moby/api/types/volume"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/durable"
 )
 
 // Anonymous is the label of a volume that was made without a name.
@@ -51,14 +52,20 @@ type Store struct {
 
 	mu    sync.Mutex
 	using map[string]map[string]bool // volume to the holders it is mounted for; guarded by mu
-	busy  map[string]chan struct{}   // held by whoever changes the volume; guarded by mu
+	busy  map[string]*turns          // of the volumes that somebody changes or waits to; guarded by mu
+}
+
+// turns lets one after the other change a volume.
+type turns struct {
+	held chan struct{} // capacity 1
+	want int           // who has it and who waits for it; guarded by the Store's mu
 }
 
 // New opens the volumes under cfg.Root and finishes removals that were cut off.
 func New(cfg Config) (*Store, error) {
 	s := &Store{
 		root: cfg.Root, holders: cfg.Holders, publish: cfg.Publish, log: cfg.Log,
-		using: map[string]map[string]bool{}, busy: map[string]chan struct{}{},
+		using: map[string]map[string]bool{}, busy: map[string]*turns{},
 	}
 	if s.holders == nil {
 		s.holders = func(string) []string { return nil }
@@ -121,16 +128,25 @@ func (s *Store) api(r record) volume.Volume {
 // lock waits until nobody else changes the volume.
 func (s *Store) lock(ctx context.Context, name string) (unlock func(), err error) {
 	s.mu.Lock()
-	c := s.busy[name]
-	if c == nil {
-		c = make(chan struct{}, 1)
-		s.busy[name] = c
+	t := s.busy[name]
+	if t == nil {
+		t = &turns{held: make(chan struct{}, 1)}
+		s.busy[name] = t
 	}
+	t.want++
 	s.mu.Unlock()
+	leave := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if t.want--; t.want == 0 {
+			delete(s.busy, name)
+		}
+	}
 	select {
-	case c <- struct{}{}:
-		return func() { <-c }, nil
+	case t.held <- struct{}{}:
+		return func() { <-t.held; leave() }, nil
 	case <-ctx.Done():
+		leave()
 		return nil, context.Cause(ctx)
 	}
 }
@@ -214,19 +230,13 @@ func (s *Store) write(r record) error {
 	if err := os.Mkdir(filepath.Join(tmp, "_data"), 0o755); err != nil {
 		return err
 	}
-	if err := writeSynced(filepath.Join(tmp, "volume.json"), raw); err != nil {
+	if err := durable.WriteFile(filepath.Join(tmp, "volume.json"), raw); err != nil {
 		return err
 	}
-	return os.Rename(tmp, s.dir(r.Name))
-}
-
-func writeSynced(path string, raw []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
-	if err != nil {
+	if err := os.Rename(tmp, s.dir(r.Name)); err != nil {
 		return err
 	}
-	_, err = f.Write(raw)
-	return errors.Join(err, f.Sync(), f.Close())
+	return durable.SyncDir(s.root)
 }
 
 func (s *Store) event(action events.Action, name string, more map[string]string) {

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -168,6 +169,70 @@ func TestCreateRace(t *testing.T) {
 	wg.Wait()
 	if got := names(t, s, nil); len(got) != 1 {
 		t.Errorf("%v", got)
+	}
+}
+
+// TestNobodyWaits: what is kept of a volume that somebody changes is forgotten
+// when nobody does any more, also by those who did not wait for their turn.
+func TestNobodyWaits(t *testing.T) {
+	s := newStore(t, t.TempDir(), nil)
+	if err := s.Remove(t.Context(), "never-was", true); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := s.lock(t.Context(), "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hasty, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Create(hasty, volume.CreateRequest{Name: "one"}); err == nil {
+		t.Error("it was made while another changed it")
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Remove(t.Context(), "one", true) }()
+	unlock()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if len(s.busy) != 0 {
+		t.Errorf("kept: %v", s.busy)
+	}
+}
+
+// TestAdopt: what an earlier daemon left mounted stays for those who run, and for
+// nobody else.
+func TestAdopt(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: mounting needs root")
+	}
+	root := t.TempDir()
+	s := newStore(t, root, nil)
+	var paths []string
+	for _, name := range []string{"used", "left"} {
+		if _, err := s.Create(t.Context(), volume.CreateRequest{Name: name, DriverOpts: map[string]string{"type": "tmpfs", "device": "tmpfs"}}); err != nil {
+			t.Fatal(err)
+		}
+		path, err := s.Mount(t.Context(), name, "c1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+		paths = append(paths, path)
+	}
+	s = newStore(t, root, nil)
+	if err := s.Adopt(t.Context(), map[string][]string{"used": {"c1"}, "gone": {"c1"}}); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{true, false} {
+		if is, err := mountinfo.Mounted(paths[i]); err != nil || is != want {
+			t.Errorf("%s is mounted: %t %v", paths[i], is, err)
+		}
+	}
+	if err := s.Unmount(t.Context(), "used", "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := mountinfo.Mounted(paths[0]); err != nil || is {
+		t.Errorf("it stays mounted: %t %v", is, err)
 	}
 }
 
