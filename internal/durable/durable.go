@@ -1,8 +1,8 @@
 // Package durable writes the small files that a host must find again after a
 // power cut: each is replaced whole, and on disk before the caller goes on. It
-// knows nothing of what is in them and keeps none open. pki, raftlog, swarm and
-// network keep their files with it; what the power takes with it anyway (a task's
-// or a container's state) is written without it, and without its cost.
+// knows nothing of what is in them and keeps none open. pki, raftlog, swarm,
+// network, volume and engine keep their files with it; what the power takes with
+// it anyway (a task's state) is written without it, and without its cost.
 package durable
 
 import (

@@ -3,6 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -10,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 
 	"github.com/skep-dev/skep/internal/runtime/stdio"
 )
@@ -18,7 +22,7 @@ import (
 // that ended are dealt with as if it were just now, and those that are to run
 // are started.
 func (e *Engine) adopt(ctx context.Context) error {
-	recs, err := e.loadRecords()
+	recs, kept, err := e.loadRecords()
 	if err != nil {
 		return err
 	}
@@ -39,6 +43,9 @@ func (e *Engine) adopt(ctx context.Context) error {
 			after[c] = then
 		}
 	}
+	if err := e.adoptVolumes(ctx, running); err != nil {
+		e.log.Warn("volumes of running containers", "err", err)
+	}
 	if e.cfg.Networks != nil {
 		if err := e.cfg.Networks.Adopt(ctx, running); err != nil {
 			e.log.Warn("networks of running containers", "err", err)
@@ -47,7 +54,7 @@ func (e *Engine) adopt(ctx context.Context) error {
 	for _, then := range after {
 		then()
 	}
-	return e.sweep(ctx)
+	return e.sweep(ctx, kept)
 }
 
 // adoptOne finds out what became of one container. It returns whether it runs
@@ -56,12 +63,13 @@ func (e *Engine) adoptOne(ctx context.Context, c *ctr) (alive bool, then func())
 	rec := c.view()
 	switch {
 	case rec.State.running():
-	case rec.State.Starting:
-		return false, e.halfStarted(c, rec)
+	case rec.State.Status == container.StateRemoving, rec.State.Status == container.StateDead:
+		return false, func() { e.removeLater(c) }
+	case e.begun(rec):
+		return false, e.halfStarted(c)
 	case rec.State.Status == container.StateRestarting:
 		return false, func() { e.restartLater(c, firstDelay) }
-	case rec.State.Status == container.StateRemoving, rec.State.Status == container.StateDead,
-		rec.HostConfig.AutoRemove && rec.State.Status == container.StateExited:
+	case rec.HostConfig.AutoRemove && rec.State.Status == container.StateExited:
 		return false, func() { e.removeLater(c) }
 	case startsAtBoot(rec):
 		return false, func() { e.startLater(c) }
@@ -87,15 +95,76 @@ func (e *Engine) adoptOne(ctx context.Context, c *ctr) (alive bool, then func())
 	return false, func() { e.finish(c, r, e.lostEnd(rec)) }
 }
 
+// begun reports whether the last daemon began to start a container that does not
+// run by its record.
+func (e *Engine) begun(rec record) bool {
+	_, err := os.Stat(e.runDir(rec.ID))
+	return err == nil
+}
+
 // halfStarted deals with a container whose start the last daemon did not live to
 // record: what there is of it is ended, and it counts as killed.
-func (e *Engine) halfStarted(c *ctr, rec record) func() {
+func (e *Engine) halfStarted(c *ctr) func() {
 	r := newRun(nil)
 	c.run = r
-	if shim, ok := e.pool.Hold(rec.Shim); ok {
+	c.rec.RunDir = e.runDir(c.id)
+	name, err := os.ReadFile(filepath.Join(c.rec.RunDir, shimFile))
+	if shim, ok := e.pool.Hold(string(name)); err == nil && ok {
 		r.shim = shim
 	}
-	return func() { e.finish(c, r, stdio.Exit{Code: 137, At: time.Now().UTC()}) }
+	return func() {
+		e.work.Go(func() {
+			ctx := context.WithoutCancel(e.ctx)
+			e.killHalf(ctx, c, r)
+			e.ended(ctx, c, r, stdio.Exit{Code: 137, At: time.Now().UTC()})
+		})
+	}
+}
+
+// How long a shim is given to end what an earlier daemon had it make, and, where
+// it knows of nothing, to have come to it: the order may have been on its way.
+const (
+	halfKillTime = 5 * time.Second
+	halfAskAgain = 50 * time.Millisecond
+	halfAsks     = 6
+)
+
+// killHalf kills what a shim has made of a container, so that it can be deleted.
+func (e *Engine) killHalf(ctx context.Context, c *ctr, r *run) {
+	if r.shim == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, halfKillTime)
+	defer cancel()
+	for range halfAsks {
+		_, err := r.shim.Tasks.Kill(ctx, &taskapi.KillRequest{ID: c.id, Signal: uint32(syscall.SIGKILL), All: true})
+		if !errdefs.IsNotFound(native(err)) {
+			_, _ = r.shim.Tasks.Wait(ctx, &taskapi.WaitRequest{ID: c.id}) // clear says what is wrong
+			return
+		}
+		select {
+		case <-time.After(halfAskAgain):
+		case <-e.ctx.Done():
+			return
+		}
+	}
+}
+
+// adoptVolumes tells the volumes which running containers have them: the last to
+// give one back unmounts it, whoever had it before this daemon.
+func (e *Engine) adoptVolumes(ctx context.Context, running []string) error {
+	if e.cfg.Volumes == nil {
+		return nil
+	}
+	holders := map[string][]string{}
+	for _, id := range running {
+		for _, m := range e.ctrs[id].view().Mounts {
+			if m.Type == mount.TypeVolume {
+				holders[m.Name] = append(holders[m.Name], id)
+			}
+		}
+	}
+	return e.cfg.Volumes.Adopt(ctx, holders)
 }
 
 // startsAtBoot reports whether a container that had ended before the daemon went
@@ -137,12 +206,12 @@ func (e *Engine) finish(c *ctr, r *run, end stdio.Exit) {
 	e.work.Go(func() { e.ended(context.WithoutCancel(e.ctx), c, r, end) })
 }
 
-// sweepSnapshots removes containers' snapshots that no record knows.
-func (e *Engine) sweepSnapshots(ctx context.Context) error {
+// sweepSnapshots removes the snapshots of containers that are not kept.
+func (e *Engine) sweepSnapshots(ctx context.Context, kept map[string]bool) error {
 	sn := e.layers.Client.SnapshotService(e.layers.Snapshotter)
 	var stale []string
 	err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if info.Kind == snapshots.KindActive && info.Labels[ownerLabel] == e.cfg.DataRoot && isContainerID(info.Name) && e.ctrs[info.Name] == nil {
+		if info.Kind == snapshots.KindActive && info.Labels[ownerLabel] == e.cfg.DataRoot && isContainerID(info.Name) && !kept[info.Name] {
 			stale = append(stale, info.Name)
 		}
 		return nil

@@ -27,6 +27,8 @@ type Volumes interface {
 	Mount(ctx context.Context, name, holder string) (path string, err error)
 	Unmount(ctx context.Context, name, holder string) error
 	Remove(ctx context.Context, name string, force bool) error
+	// Adopt tells, after a restart, which containers have which volumes.
+	Adopt(ctx context.Context, holders map[string][]string) error
 }
 
 // Networks is what the engine asks of the network manager; see network.Manager.

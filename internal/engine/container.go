@@ -18,6 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/durable"
 	"github.com/skep-dev/skep/internal/engine/shims"
 )
 
@@ -77,7 +78,7 @@ type state struct {
 	UserStop   bool // told to stop: unless-stopped does not start it at boot
 	Health     *container.Health
 	WasRunning bool // since the record's creation
-	Starting   bool // its process is being made: the shim may have it
+	Purge      bool // its removal, which has begun, takes its anonymous volumes with it
 }
 
 func (s state) running() bool {
@@ -85,10 +86,12 @@ func (s state) running() bool {
 }
 
 // ctr is a container in memory. op serialises what changes its life cycle and is
-// held over I/O; mu guards the fields below it and never is.
+// held over I/O, as is saving while its record is written; mu guards the fields
+// below it and never is.
 type ctr struct {
-	id string
-	op chan struct{}
+	id     string
+	op     chan struct{}
+	saving chan struct{}
 
 	mu      sync.Mutex
 	rec     record
@@ -114,7 +117,7 @@ func newRun(shim *shims.Shim) *run {
 }
 
 func newCtr(rec record) *ctr {
-	return &ctr{id: rec.ID, op: make(chan struct{}, 1), rec: rec, changed: make(chan struct{})}
+	return &ctr{id: rec.ID, op: make(chan struct{}, 1), saving: make(chan struct{}, 1), rec: rec, changed: make(chan struct{})}
 }
 
 // lock takes the container for an operation.
@@ -136,13 +139,20 @@ func (c *ctr) view() record {
 	return c.rec
 }
 
-// update changes the record and writes it down.
+// update changes the record and writes it down. Several may at once: what is on
+// disk in the end is the newest.
 func (e *Engine) update(c *ctr, change func(*record)) error {
 	c.mu.Lock()
 	change(&c.rec)
-	rec := c.rec
 	c.mu.Unlock()
-	return e.save(rec)
+	return e.persist(c)
+}
+
+// persist writes the record as it is now.
+func (e *Engine) persist(c *ctr) error {
+	c.saving <- struct{}{}
+	defer func() { <-c.saving }()
+	return e.save(c.view())
 }
 
 // wake tells those who wait that the container has ended or is gone. c.mu is held.
@@ -164,34 +174,33 @@ func (e *Engine) logPath(id string) string { return e.file(id, id+"-json.log") }
 
 const recordFile = "container.json"
 
-// save writes a record. It is not synced: what a power cut takes back is a state
-// that the power cut has ended anyway.
+// save writes a record, and has it on disk when it returns: after a power cut a
+// container is there with all that is needed to start it again, and one whose
+// policy says so is started.
 func (e *Engine) save(rec record) error {
 	data, err := json.Marshal(rec)
 	if err != nil {
 		return err
 	}
-	path := e.file(rec.ID, recordFile)
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return durable.WriteFile(e.file(rec.ID, recordFile), data)
 }
 
-// loadRecords reads what is on disk; a directory without a readable record is
-// reported and left.
-func (e *Engine) loadRecords() ([]record, error) {
+// loadRecords reads what is on disk, and tells which containers are to be kept:
+// also those whose record cannot be read, which are reported and left. One
+// without a record was never made, or all but removed.
+func (e *Engine) loadRecords() (recs []record, kept map[string]bool, err error) {
 	root := filepath.Join(e.cfg.DataRoot, "containers")
 	entries, err := os.ReadDir(root)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var recs []record
+	kept = map[string]bool{}
 	for _, entry := range entries {
 		data, err := os.ReadFile(filepath.Join(root, entry.Name(), recordFile))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		kept[entry.Name()] = true
 		var rec record
 		if err == nil {
 			err = json.Unmarshal(data, &rec)
@@ -205,7 +214,7 @@ func (e *Engine) loadRecords() ([]record, error) {
 		}
 		recs = append(recs, rec)
 	}
-	return recs, nil
+	return recs, kept, nil
 }
 
 // find returns the container of that name, id or unique prefix of an id.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/skep-dev/skep/internal/cluster"
+	"github.com/skep-dev/skep/internal/durable"
 	"github.com/skep-dev/skep/internal/image"
 )
 
@@ -199,10 +201,11 @@ func mergeEnv(a, b []string) []string {
 
 // nameIt reserves the wanted name, or one nobody has.
 func (e *Engine) nameIt(rec *record, want string) error {
-	want = strings.TrimPrefix(want, "/")
 	if want != "" {
+		given := want
+		want = strings.TrimPrefix(want, "/")
 		if !validName.MatchString(want) {
-			return cluster.Invalidf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", want)
+			return cluster.Invalidf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", given)
 		}
 		rec.Name = want
 		return e.reserve(want, rec.ID)
@@ -242,7 +245,10 @@ func (e *Engine) build(ctx context.Context, rec *record) (err error) {
 	if err := e.writeHostname(*rec); err != nil {
 		return err
 	}
-	return e.save(*rec)
+	if err := e.save(*rec); err != nil {
+		return err
+	}
+	return durable.SyncDir(filepath.Dir(e.dir(rec.ID)))
 }
 
 // unbuild removes what build made, and the volumes made for this container alone

@@ -39,6 +39,7 @@ type Engine struct {
 	ctx      context.Context // ends with Close
 	stop     context.CancelFunc
 	work     sync.WaitGroup // watchers, health checks, restarts
+	opened   chan struct{}  // closed when New is done
 
 	mu    sync.Mutex
 	ctrs  map[string]*ctr
@@ -121,11 +122,13 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	e := &Engine{
 		cfg: cfg, log: cfg.Log, layers: cfg.Layers, events: newBus(), host: readHost(cfg.Log),
 		ctrs: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*execution{},
+		opened: make(chan struct{}),
 	}
 	e.ctx, e.stop = context.WithCancel(e.withNamespace(context.WithoutCancel(ctx)))
 	if err := e.open(e.withNamespace(ctx)); err != nil {
 		return nil, errors.Join(fmt.Errorf("engine: %w", err), e.Close())
 	}
+	close(e.opened)
 	return e, nil
 }
 

@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +26,7 @@ type rig struct {
 	*Engine
 	t     *testing.T
 	cfg   Config
+	live  atomic.Pointer[Engine] // for those who ask while it is opened
 	store *layers.Store
 }
 
@@ -60,7 +63,7 @@ func newRig(t testing.TB) *rig {
 	}
 	cfg.Layers, cfg.Images = store, imgs
 	cfg.Volumes, err = volume.New(volume.Config{Root: filepath.Join(root, "data", "volumes"), Log: log, Holders: func(name string) []string {
-		return r.VolumeUsers(name)
+		return r.usersOf(name)
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -69,8 +72,27 @@ func newRig(t testing.TB) *rig {
 	if r.Engine, err = New(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
+	r.live.Store(r.Engine)
 	t.Cleanup(func() { r.tearDown(t, root) })
 	return r
+}
+
+// usersOf returns the containers that refer to a volume, as the daemon does.
+func (r *rig) usersOf(volume string) (ids []string) {
+	e := r.live.Load()
+	if e == nil {
+		return []string{"unknown"}
+	}
+	list, err := e.List(context.Background(), ListOptions{All: true})
+	if err != nil {
+		return []string{"unknown"}
+	}
+	for _, c := range list {
+		if slices.ContainsFunc(c.Mounts, func(m container.MountPoint) bool { return m.Name == volume }) {
+			ids = append(ids, c.ID)
+		}
+	}
+	return ids
 }
 
 // tearDown removes everything and checks that nothing is left.
@@ -121,11 +143,13 @@ func (r *rig) reopen(meanwhile func()) {
 	if meanwhile != nil {
 		meanwhile()
 	}
+	r.live.Store(nil)
 	e, err := New(r.t.Context(), r.cfg)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.Engine = e
+	r.live.Store(e)
 }
 
 // create makes a busybox container; change adapts the request.

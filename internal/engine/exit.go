@@ -4,13 +4,19 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	ctrmount "github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
@@ -57,7 +63,7 @@ func (e *Engine) ended(ctx context.Context, c *ctr, r *run, end stdio.Exit) {
 		cur.Endpoints, cur.Sandbox = rec.Endpoints, rec.Sandbox
 		st := &cur.State
 		st.Pid, st.ExitCode, st.Finished, st.OOM, st.Error = 0, end.Code, end.At.UTC(), oom, ""
-		st.Status, st.Starting = container.StateExited, false
+		st.Status = container.StateExited
 		if again {
 			st.Status = container.StateRestarting
 			cur.Restarts++
@@ -101,7 +107,9 @@ func (e *Engine) clear(ctx context.Context, rec *record, r *run) {
 	if r.shim != nil {
 		_, err := r.shim.Tasks.Delete(ctx, &taskapi.DeleteRequest{ID: rec.ID})
 		if err != nil {
-			note("process", err)
+			if !errdefs.IsNotFound(native(err)) {
+				note("process", err)
+			}
 			e.forceDelete(ctx, *rec)
 			// Now that nothing of it is left, the shim can forget it.
 			_, _ = r.shim.Tasks.Delete(ctx, &taskapi.DeleteRequest{ID: rec.ID})
@@ -141,22 +149,58 @@ func (e *Engine) forceDelete(ctx context.Context, rec record) {
 			e.log.Warn("runc could not remove a container", "container", rec.ID[:12], "err", err, "out", string(out))
 		}
 	}
+	e.killCgroup(ctx, rec)
 	if err := ctrmount.UnmountRecursive(filepath.Join(rec.RunDir, "rootfs"), 0); err != nil {
 		e.log.Warn("file system still mounted", "container", rec.ID[:12], "err", err)
 	}
-	e.removeCgroup(rec)
-}
-
-// removeCgroup removes the empty cgroups of a container that runc knows nothing
-// of any more, as after a power cut.
-func (e *Engine) removeCgroup(rec record) {
-	dirs := []string{filepath.Join(e.host.cgroups, e.cgroup(rec))}
-	if !e.host.unified {
-		dirs, _ = filepath.Glob(filepath.Join(e.host.cgroups, "*", e.cgroup(rec)))
-	}
-	for _, dir := range dirs {
+	for _, dir := range e.cgroupDirs(rec) {
 		_ = os.Remove(dir) // one in use is not ours to remove
 	}
+}
+
+// killCgroup kills what is left in a container's cgroup: a runc that was killed
+// while it made one has left its child there, on record nowhere.
+func (e *Engine) killCgroup(ctx context.Context, rec record) {
+	for {
+		left := 0
+		for _, dir := range e.cgroupDirs(rec) {
+			data, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs")) // one that is gone has none
+			for _, field := range strings.Fields(string(data)) {
+				if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+					left++
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+		}
+		if left == 0 {
+			return
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			e.log.Warn("processes still run", "container", rec.ID[:12], "count", left)
+			return
+		}
+	}
+}
+
+// cgroupDirs are a container's cgroups, in each hierarchy, with those that it has
+// made below them. Each comes before the one it is in.
+func (e *Engine) cgroupDirs(rec record) (dirs []string) {
+	tops := []string{filepath.Join(e.host.cgroups, e.cgroup(rec))}
+	if !e.host.unified {
+		tops, _ = filepath.Glob(filepath.Join(e.host.cgroups, "*", e.cgroup(rec)))
+	}
+	for _, top := range tops {
+		_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil // one that has just gone is no matter
+		})
+	}
+	slices.Reverse(dirs)
+	return dirs
 }
 
 // lostEnd finds out how a container ended whose shim is gone: from the file the

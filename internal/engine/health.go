@@ -100,37 +100,45 @@ func (e *Engine) checkHealth(c *ctr, r *run) {
 	})
 }
 
-// probed takes a result in and tells when the health changes.
+// probed takes a result in and tells when the health changes. Only then is it
+// written down: a probe a second on a hundred containers would keep a disk busy.
 func (e *Engine) probed(c *ctr, r *run, res container.HealthcheckResult) {
-	var was, is container.HealthStatus
-	err := e.update(c, func(rec *record) {
-		if c.run != r || rec.State.Health == nil || !rec.State.running() {
-			return
-		}
-		h := *rec.State.Health
-		was = h.Status
-		h.Log = append(slices.Clone(h.Log), &res)
-		h.Log = h.Log[max(0, len(h.Log)-probeLog):]
-		retries := rec.Config.Healthcheck.Retries
-		if retries == 0 {
-			retries = probeRetries
-		}
-		if res.ExitCode == 0 {
-			h.FailingStreak, h.Status = 0, container.Healthy
-		} else if h.Status != container.Starting || res.Start.Sub(rec.State.Started) >= rec.Config.Healthcheck.StartPeriod {
-			if h.FailingStreak++; h.FailingStreak >= retries {
-				h.Status = container.Unhealthy
-			}
-		}
-		is = h.Status
-		rec.State.Health = &h
-	})
-	if err != nil {
+	was, is := c.noteProbe(r, res)
+	if was == is {
+		return
+	}
+	if err := e.persist(c); err != nil {
 		e.log.Error("container record not written", "container", c.id[:12], "err", err)
 	}
-	if was != is {
-		e.emit(c.view(), events.Action(string(events.ActionHealthStatus)+": "+string(is)), nil)
+	e.emit(c.view(), events.Action(string(events.ActionHealthStatus)+": "+string(is)), nil)
+}
+
+// noteProbe returns what a container's health was and what it is with a result.
+func (c *ctr) noteProbe(r *run, res container.HealthcheckResult) (was, is container.HealthStatus) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st := &c.rec.State
+	if c.run != r || st.Health == nil || !st.running() {
+		return "", ""
 	}
+	h := *st.Health
+	was = h.Status
+	h.Log = append(slices.Clone(h.Log), &res)
+	h.Log = h.Log[max(0, len(h.Log)-probeLog):]
+	check := c.rec.Config.Healthcheck
+	retries := check.Retries
+	if retries == 0 {
+		retries = probeRetries
+	}
+	if res.ExitCode == 0 {
+		h.FailingStreak, h.Status = 0, container.Healthy
+	} else if h.Status != container.Starting || res.Start.Sub(st.Started) >= check.StartPeriod {
+		if h.FailingStreak++; h.FailingStreak >= retries {
+			h.Status = container.Unhealthy
+		}
+	}
+	st.Health = &h
+	return was, h.Status
 }
 
 // probe runs the health check's command once.

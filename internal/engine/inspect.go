@@ -149,39 +149,3 @@ func (e *Engine) imageSize(ctx context.Context, rec record) int64 {
 	}
 	return total
 }
-
-// InUse returns a container made from the image of that id, a running one if
-// there is one, or "".
-func (e *Engine) InUse(imageID string) (id string, running bool) {
-	for _, c := range e.all() {
-		rec := c.view()
-		if rec.ImageID != imageID {
-			continue
-		}
-		if rec.State.running() {
-			return rec.ID, true
-		}
-		if id == "" {
-			id = rec.ID
-		}
-	}
-	return id, false
-}
-
-// VolumeUsers returns the ids of the containers that have a volume of that name.
-func (e *Engine) VolumeUsers(name string) []string {
-	var ids []string
-	for _, c := range e.all() {
-		rec := c.view()
-		if rec.State.Status == container.StateRemoving {
-			continue
-		}
-		for _, m := range rec.Mounts {
-			if m.Type == "volume" && m.Name == name {
-				ids = append(ids, rec.ID)
-				break
-			}
-		}
-	}
-	return ids
-}

@@ -106,7 +106,7 @@ func (e *Engine) awaitRun(ctx context.Context, c *ctr, r *run, timeout int) erro
 // killRun sends KILL and waits for the end.
 func (e *Engine) killRun(ctx context.Context, c *ctr, r *run) error {
 	for range 3 {
-		if err := e.signal(e.whole(ctx), c, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+		if err := e.signal(e.whole(ctx), c, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
 			e.log.Warn("KILL not sent", "container", c.id[:12], "err", err)
 		}
 		select {

@@ -226,6 +226,10 @@ func TestCreateRefusals(t *testing.T) {
 		},
 		"the working directory 'rel' is invalid, it needs to be an absolute path":  func(q *CreateRequest) { q.Request.Config.WorkingDir = "rel" },
 		"Invalid container name (a b), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed": func(q *CreateRequest) { q.Name = "a b" },
+		"Invalid container name (/), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed":   func(q *CreateRequest) { q.Name = "/" },
+		"Invalid container name (/-x), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed": func(q *CreateRequest) { q.Name = "/-x" },
+		"Invalid container name (//x), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed": func(q *CreateRequest) { q.Name = "//x" },
+		"Invalid container name (x), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed":   func(q *CreateRequest) { q.Name = "x" },
 		"unknown or invalid runtime name: kata":                                    func(q *CreateRequest) { q.Request.HostConfig.Runtime = "kata" },
 		"No such image: nosuch:1":                                                  func(q *CreateRequest) { q.Request.Config.Image = "nosuch:1" },
 	} {

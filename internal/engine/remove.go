@@ -80,11 +80,17 @@ func (e *Engine) remove(ctx context.Context, c *ctr, opts RemoveOptions) error {
 	}
 	c.dropRestart()
 	e.awaitEnd(c)
-	c.mu.Lock()
-	c.rec.State.Status = container.StateRemoving // it holds nothing any more: not its volumes either
-	rec = c.rec
-	c.mu.Unlock()
-	if err := e.unbuild(ctx, rec, opts.Volumes || rec.HostConfig.AutoRemove); err != nil {
+	purge := opts.Volumes || rec.HostConfig.AutoRemove
+	err := e.update(c, func(r *record) {
+		// It holds nothing any more: not its volumes either. Should the daemon die
+		// now, the next one goes on with it.
+		r.State.Status, r.State.Purge = container.StateRemoving, purge
+	})
+	if err != nil { // a full disk is no reason to keep what fills it
+		e.log.Warn("removal not written down", "container", c.id[:12], "err", err)
+	}
+	rec = c.view()
+	if err := e.unbuild(ctx, rec, purge); err != nil {
 		_ = e.update(c, func(r *record) { r.State.Status, r.State.Error = container.StateDead, err.Error() })
 		return wrap(c.id, err)
 	}
@@ -106,9 +112,15 @@ func (e *Engine) remove(ctx context.Context, c *ctr, opts RemoveOptions) error {
 	return nil
 }
 
-// removeLater removes a container of --rm that has ended.
+// removeLater removes a container of --rm that has ended, or one whose removal an
+// earlier daemon did not finish.
 func (e *Engine) removeLater(c *ctr) {
 	e.work.Go(func() {
+		// Whoever answers which containers have a volume cannot before New is done.
+		select {
+		case <-e.opened:
+		case <-e.ctx.Done():
+		}
 		if c.lock(e.ctx) != nil {
 			return // the next engine on this data does it
 		}
@@ -116,7 +128,7 @@ func (e *Engine) removeLater(c *ctr) {
 		if st := c.view().State; st.running() || st.Status == container.StateRestarting {
 			return // it was started again
 		}
-		err := e.remove(e.whole(e.ctx), c, RemoveOptions{Volumes: true})
+		err := e.remove(e.whole(e.ctx), c, RemoveOptions{Volumes: c.view().State.Purge})
 		if err != nil && !errdefs.IsNotFound(err) {
 			e.log.Warn("container not removed", "container", c.id[:12], "err", err)
 		}
@@ -155,28 +167,35 @@ func (e *Engine) Prune(ctx context.Context, f filters.Filters) (container.PruneR
 	return report, nil
 }
 
-// sweep removes what no record belongs to: snapshots of containers that were
-// half made, and bundles.
-func (e *Engine) sweep(ctx context.Context) error {
-	e.mu.Lock()
-	keep := map[string]bool{}
-	for id := range e.ctrs {
-		keep[id[:16]] = true
+// sweep removes what belongs to no container that is kept: bundles, snapshots and
+// directories of containers that were half made or half removed.
+func (e *Engine) sweep(ctx context.Context, kept map[string]bool) error {
+	bundles := map[string]bool{}
+	for id := range kept {
+		bundles[id[:min(len(id), 16)]] = true
 	}
-	e.mu.Unlock()
-	dir := filepath.Join(e.cfg.ExecRoot, "c")
+	errs := []error{
+		eachOther(filepath.Join(e.cfg.ExecRoot, "c"), bundles, removeBundle),
+		e.sweepSnapshots(ctx, kept),
+		eachOther(filepath.Join(e.cfg.DataRoot, "containers"), kept, func(path string) error {
+			if !isContainerID(filepath.Base(path)) {
+				return nil // not ours
+			}
+			return os.RemoveAll(path)
+		}),
+	}
+	return errors.Join(errs...)
+}
+
+// eachOther calls remove with the path of each entry of dir that is not kept.
+func eachOther(dir string, kept map[string]bool, remove func(path string) error) error {
 	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	var errs []error
+	errs := []error{err}
 	for _, entry := range entries {
-		if !keep[entry.Name()] {
-			path := filepath.Join(dir, entry.Name())
-			errs = append(errs, removeBundle(path))
+		if !kept[entry.Name()] {
+			errs = append(errs, remove(filepath.Join(dir, entry.Name())))
 		}
 	}
-	errs = append(errs, e.sweepSnapshots(ctx))
 	return errors.Join(errs...)
 }
 

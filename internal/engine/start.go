@@ -93,10 +93,16 @@ func (e *Engine) awaitEnd(c *ctr) {
 	}
 }
 
+// shimFile is the file of a bundle that names the shim its process is made in.
+const shimFile = "shim"
+
 // launch does all that lies between a record and a running process. What it has
 // begun when it fails, it undoes.
 func (e *Engine) launch(ctx context.Context, c *ctr, rec *record) (r *run, err error) {
 	rec.RunDir = e.runDir(rec.ID) // the exec root may be another than it was
+	c.mu.Lock()
+	c.rec.RunDir = rec.RunDir
+	c.mu.Unlock()
 	var undo []func()
 	defer func() {
 		if err != nil {
@@ -106,6 +112,11 @@ func (e *Engine) launch(ctx context.Context, c *ctr, rec *record) (r *run, err e
 		}
 	}()
 	undo = append(undo, func() { _ = e.releaseVolumes(ctx, *rec); _ = removeBundle(rec.RunDir) })
+	// Should the daemon die from here on, the next one sees by this directory that
+	// there is something to clear away, and in it which shim may have the process.
+	if err := os.MkdirAll(filepath.Join(rec.RunDir, "rootfs"), 0o711); err != nil {
+		return nil, err
+	}
 	binds, err := e.bindMounts(ctx, *rec)
 	if err != nil {
 		return nil, err
@@ -132,11 +143,7 @@ func (e *Engine) launch(ctx context.Context, c *ctr, rec *record) (r *run, err e
 	if err != nil {
 		return nil, err
 	}
-	// Should the daemon die now, the next one knows where to look.
-	err = e.update(c, func(cur *record) {
-		cur.Shim, cur.RunDir, cur.State.Starting = shim.Name, rec.RunDir, true
-	})
-	if err != nil {
+	if err := os.WriteFile(filepath.Join(rec.RunDir, shimFile), []byte(shim.Name), 0o600); err != nil {
 		return nil, err
 	}
 	created, err := shim.Tasks.Create(ctx, req)
@@ -154,9 +161,6 @@ func (e *Engine) launch(ctx context.Context, c *ctr, rec *record) (r *run, err e
 
 // bundle writes what runc reads and returns the shim's request.
 func (e *Engine) bundle(rec record, spec *specs.Spec, rootfs []mount.Mount) (*taskapi.CreateTaskRequest, error) {
-	if err := os.MkdirAll(filepath.Join(rec.RunDir, "rootfs"), 0o711); err != nil {
-		return nil, err
-	}
 	data, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
@@ -228,7 +232,6 @@ func (e *Engine) failed(ctx context.Context, c *ctr, rec record, cause error) {
 	now := time.Now().UTC()
 	err := e.update(c, func(cur *record) {
 		cur.State.ExitCode, cur.State.Error, cur.State.Finished, cur.State.Pid = code, text, now, 0
-		cur.State.Starting = false
 		if cur.State.WasRunning {
 			cur.State.Status = container.StateExited
 		} else {

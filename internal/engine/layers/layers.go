@@ -110,6 +110,11 @@ func (s *Store) open(ctx context.Context, cfg Config) (err error) {
 	if err := s.openSnapshotters(cfg.Root); err != nil {
 		return err
 	}
+	// A snapshot whose making was cut off has left its directory, and the next is
+	// to be given its number.
+	if err := s.clean(ctx); err != nil {
+		return err
+	}
 	opts := *bolt.DefaultOptions
 	opts.Timeout = 5 * time.Second // a second daemon on the same data root
 	opts.NoFreelistSync = true
@@ -228,6 +233,11 @@ func (s *Store) Collect(ctx context.Context) error {
 	if _, err := s.db.GarbageCollect(ctx); err != nil {
 		return err
 	}
+	return s.clean(ctx)
+}
+
+// clean removes the directories that belong to no snapshot.
+func (s *Store) clean(ctx context.Context) error {
 	for _, sn := range s.snaps {
 		if c, ok := sn.(snapshots.Cleaner); ok {
 			// A store without a snapshot yet has no bucket to look in.
