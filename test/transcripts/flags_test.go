@@ -13,12 +13,18 @@ import (
 // group is the flags of one command. Each is typed with line, %s being the flag
 // and its value, and what line prints must hold want; a want that begins with "!"
 // must not be there. A line of its own may be given instead of arguments.
+//
+// A want proves something only if it is the flag's doing: line is typed without
+// any flag too, and a want that is met by that is an error. What a command of
+// which an earlier one's traces stay (keeps) prints is compared with what was
+// printed last.
 type group struct {
 	command string
 	machine string
 	before  string
 	line    string
 	after   string
+	keeps   bool
 	flags   []flagCase
 }
 
@@ -27,6 +33,13 @@ type flagCase struct {
 	args    string // the flag as it is typed; a whole command line if it begins with "docker"
 	want    string
 	refused bool // want is what names it in the refusal
+	unseen  bool // it does nothing that could be seen where it is tried
+}
+
+// met reports whether a command went well and printed what is wanted.
+func (c flagCase) met(b block) bool {
+	want, not := strings.CutPrefix(c.want, "!")
+	return b.exit == 0 && strings.Contains(b.stdout+b.stderr, want) != not
 }
 
 // TestFlags types every flag of every command of a swarm. Each does what it is
@@ -43,6 +56,11 @@ func TestFlags(t *testing.T) {
 	}
 	f := newFleet(t)
 	f.need(t, []string{"manager1", "worker1", "worker2", "worker3"})
+	defer func() {
+		if t.Failed() {
+			f.showLogs(t, nil)
+		}
+	}()
 	f.swarm(t, []string{"manager1", "worker1"})
 	refused := map[string]bool{}
 	for _, g := range flagGroups {
@@ -53,12 +71,19 @@ func TestFlags(t *testing.T) {
 			if g.before != "" {
 				f.do(t, g.machine, g.before)
 			}
+			without := block{exit: 1}
+			if strings.Contains(g.line, "%s") {
+				without = f.typeFlag(t, g, "")
+			}
 			for _, c := range g.flags {
 				delete(todo, strings.Join(strings.Fields(g.command + " " + c.flag)[:3], " "))
 				if c.refused {
 					refused[g.command+" "+c.flag] = true
 				}
-				f.tryFlag(t, g, c)
+				b := f.tryFlag(t, g, c, without)
+				if g.keeps && !c.refused {
+					without = b
+				}
 			}
 		})
 	}
@@ -68,24 +93,36 @@ func TestFlags(t *testing.T) {
 	checkNotBuilt(t, refused)
 }
 
-func (f *fleet) tryFlag(t *testing.T, g group, c flagCase) {
-	t.Helper()
-	line := c.args
+// typeFlag types a group's line with a flag.
+func (f *fleet) typeFlag(t *testing.T, g group, args string) block {
+	line := args
 	if !strings.HasPrefix(line, "docker") {
-		line = strings.ReplaceAll(g.line, "%s", c.args)
+		line = strings.ReplaceAll(g.line, "%s", args)
 	}
 	b := f.run(t, g.machine, line)
 	if g.after != "" {
 		f.run(t, g.machine, g.after)
 	}
+	b.command = line
+	return b
+}
+
+// tryFlag tries one flag; without is what its command printed without it.
+func (f *fleet) tryFlag(t *testing.T, g group, c flagCase, without block) block {
+	t.Helper()
+	b := f.typeFlag(t, g, c.args)
 	out := b.stdout + b.stderr
-	want, not := strings.CutPrefix(c.want, "!")
+	own := strings.HasPrefix(c.args, "docker")
 	switch {
-	case c.refused && (b.exit == 0 || !strings.Contains(out, want)):
-		t.Errorf("%s %s: exit %d, want a refusal that names %q\n%s$ %s", g.command, c.flag, b.exit, want, out, line)
-	case !c.refused && (b.exit != 0 || strings.Contains(out, want) == not):
-		t.Errorf("%s %s: exit %d, want %q\n%s$ %s", g.command, c.flag, b.exit, c.want, out, line)
+	case c.refused && (b.exit == 0 || !strings.Contains(out, c.want)):
+		t.Errorf("%s %s: exit %d, want a refusal that names %q\n%s$ %s", g.command, c.flag, b.exit, c.want, out, b.command)
+	case c.refused:
+	case !c.met(b):
+		t.Errorf("%s %s: exit %d, want %q\n%s$ %s", g.command, c.flag, b.exit, c.want, out, b.command)
+	case !own && !c.unseen && c.met(without):
+		t.Errorf("%s %s: %q is so without it too\n%s$ %s", g.command, c.flag, c.want, out, b.command)
 	}
+	return b
 }
 
 // checkNotBuilt compares what is refused with the list of what is not built.
@@ -112,10 +149,17 @@ func checkNotBuilt(t *testing.T, refused map[string]bool) {
 }
 
 // no is a flag that is refused; the refusal names it.
-func no(flag, args, name string) flagCase { return flagCase{flag, args, name, true} }
+func no(flag, args, name string) flagCase {
+	return flagCase{flag: flag, args: args, want: name, refused: true}
+}
 
 // ok is a flag that works.
-func ok(flag, args, want string) flagCase { return flagCase{flag, args, want, false} }
+func ok(flag, args, want string) flagCase { return flagCase{flag: flag, args: args, want: want} }
+
+// unseen is a flag that is taken, and whose doing cannot be seen where it is tried.
+func unseen(flag, args, want string) flagCase {
+	return flagCase{flag: flag, args: args, want: want, unseen: true}
+}
 
 const (
 	createLine = "docker service create -d --no-resolve-image --replicas 0 --name f %s busybox:1 sleep 60 && docker service inspect --format '{{json .Spec}}' f"

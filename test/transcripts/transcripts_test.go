@@ -216,6 +216,9 @@ func (f *fleet) swarm(t *testing.T, members []string) {
 			t.Errorf("%s does not join: %s", m, b.stderr)
 		}
 	})
+	if t.Failed() {
+		t.FailNow()
+	}
 }
 
 // each does something for every machine at once.
@@ -311,6 +314,11 @@ func (f *fleet) check(t *testing.T, file string) {
 	}
 	f.need(t, want.hosts)
 	from := f.logSizes()
+	defer func() {
+		if t.Failed() {
+			f.showLogs(t, from)
+		}
+	}()
 	got := f.play(t, want)
 	if *update {
 		if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
@@ -322,8 +330,5 @@ func (f *fleet) check(t *testing.T, file string) {
 		if g := got.blocks[i]; !same(g, b) {
 			t.Errorf("-want +got\n%s", diffLines(b.String(), g.String()))
 		}
-	}
-	if t.Failed() {
-		f.showLogs(t, from)
 	}
 }
