@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -22,6 +23,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/events/exchange"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
@@ -31,6 +33,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/moby/sys/mountinfo"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -110,11 +113,6 @@ func (s *Store) open(ctx context.Context, cfg Config) (err error) {
 	if err := s.openSnapshotters(cfg.Root); err != nil {
 		return err
 	}
-	// A snapshot whose making was cut off has left its directory, and the next is
-	// to be given its number.
-	if err := s.clean(ctx); err != nil {
-		return err
-	}
 	opts := *bolt.DefaultOptions
 	opts.Timeout = 5 * time.Second // a second daemon on the same data root
 	opts.NoFreelistSync = true
@@ -122,6 +120,12 @@ func (s *Store) open(ctx context.Context, cfg Config) (err error) {
 	db, err := bolt.Open(filepath.Join(cfg.Root, "meta.db"), 0o600, &opts)
 	if err != nil {
 		return err
+	}
+	// Now that no other daemon can be at work here: what one that died left. A
+	// snapshot whose making was cut off has left its directory, and the next is to
+	// be given its number.
+	if err := errors.Join(unmountLeft(cfg.Root), s.clean(ctx)); err != nil {
+		return errors.Join(err, db.Close())
 	}
 	bus := exchange.NewExchange()
 	s.db = metadata.NewDB(db, blobs, s.snaps, metadata.WithEventsPublisher(bus))
@@ -247,6 +251,25 @@ func (s *Store) clean(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// unmountLeft undoes the mounts that a daemon on the same root died in the midst
+// of using: containerd's libraries mount layers they unpack or look into below the
+// host's directory for temporary files, and nobody else would unmount them.
+func unmountLeft(root string) error {
+	left, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		ours := strings.HasPrefix(filepath.Base(m.Mountpoint), "containerd-mount") && strings.Contains(m.VFSOptions, root+"/")
+		return !ours, false
+	})
+	errs := []error{err}
+	for _, m := range left {
+		if err := mount.UnmountAll(m.Mountpoint, 0); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, os.Remove(m.Mountpoint))
+	}
+	return errors.Join(errs...)
 }
 
 func newDiffer(cs content.Store) containerd.DiffService {
