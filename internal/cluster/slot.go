@@ -137,6 +137,21 @@ func (r Restart) Again(ended *Task, place []*Task) bool {
 	return spent < r.MaxAttempts
 }
 
+// UpdateOf returns how to go about an update or a rollback, with the defaults
+// filled in.
+func UpdateOf(config *swarm.UpdateConfig) swarm.UpdateConfig {
+	c := swarm.UpdateConfig{Parallelism: 1}
+	if config != nil {
+		c = *config
+	}
+	if c.Monitor <= 0 {
+		c.Monitor = 5 * time.Second
+	}
+	c.FailureAction = cmp.Or(c.FailureAction, swarm.UpdateFailureActionPause)
+	c.Order = cmp.Or(c.Order, swarm.UpdateOrderStopFirst)
+	return c
+}
+
 // OldTaskTimeout is how long a replacement waits for the task it replaces to
 // stop before it starts beside it.
 const OldTaskTimeout = time.Minute

@@ -13,12 +13,6 @@ import (
 // maxConfig is one byte more than a config may hold.
 const maxConfig = 1000 << 10
 
-type updateConfig struct {
-	Ref     string
-	Version uint64
-	Spec    swarm.ConfigSpec
-}
-
 func (a *API) configMethods() {
 	method(a, "configs", a.configs)
 	method(a, "config", a.config)
@@ -73,11 +67,11 @@ func (a *API) createConfig(ctx context.Context, spec swarm.ConfigSpec) (string, 
 
 // UpdateConfig writes a config's labels: nothing else of it can change.
 func (a *API) UpdateConfig(ctx context.Context, ref string, version uint64, spec swarm.ConfigSpec) error {
-	_, err := write(ctx, a, "config.update", updateConfig{ref, version, spec}, a.updateConfig)
+	_, err := write(ctx, a, "config.update", updateReq[swarm.ConfigSpec]{ref, version, spec}, a.updateConfig)
 	return err
 }
 
-func (a *API) updateConfig(ctx context.Context, r updateConfig) (none, error) {
+func (a *API) updateConfig(ctx context.Context, r updateReq[swarm.ConfigSpec]) (none, error) {
 	old, err := findConfig(a.Store.View(), r.Ref)
 	if err != nil {
 		return none{}, err

@@ -109,10 +109,17 @@ func (a *API) Handle(ctx context.Context, name string, body []byte) ([]byte, err
 // none is the reply of a call that returns nothing.
 type none struct{}
 
-// listReq and refReq are the requests that most nouns' lists and reads have.
+// listReq, refReq and updateReq are the requests that most nouns' lists, reads
+// and updates have.
 type listReq struct{ Filters Filters }
 
 type refReq struct{ Ref string }
+
+type updateReq[Spec any] struct {
+	Ref     string
+	Version uint64
+	Spec    Spec
+}
 
 // read answers a read from the leader, who alone knows what is observed; while
 // there is no leader, from what this manager knows.

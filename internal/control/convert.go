@@ -228,23 +228,7 @@ func withDefaults(s swarm.ServiceSpec) swarm.ServiceSpec {
 	if t.Placement == nil {
 		t.Placement = &swarm.Placement{}
 	}
-	s.UpdateConfig, s.RollbackConfig = updateDefaults(s.UpdateConfig), updateDefaults(s.RollbackConfig)
+	update, rollback := cluster.UpdateOf(s.UpdateConfig), cluster.UpdateOf(s.RollbackConfig)
+	s.UpdateConfig, s.RollbackConfig = &update, &rollback
 	return s
-}
-
-func updateDefaults(u *swarm.UpdateConfig) *swarm.UpdateConfig {
-	if u == nil {
-		u = &swarm.UpdateConfig{Parallelism: 1}
-	}
-	d := *u
-	if d.FailureAction == "" {
-		d.FailureAction = swarm.UpdateFailureActionPause
-	}
-	if d.Monitor == 0 {
-		d.Monitor = 5 * time.Second
-	}
-	if d.Order == "" {
-		d.Order = swarm.UpdateOrderStopFirst
-	}
-	return &d
 }

@@ -12,12 +12,6 @@ import (
 	"github.com/skep-dev/skep/internal/store"
 )
 
-type updateNode struct {
-	Ref     string
-	Version uint64
-	Spec    swarm.NodeSpec
-}
-
 type removeNode struct {
 	Ref   string
 	Force bool
@@ -90,11 +84,11 @@ func (a *API) node(_ context.Context, r refReq) (swarm.Node, error) {
 // UpdateNode writes what users want of a node. A manager that the group cannot
 // do without is not demoted.
 func (a *API) UpdateNode(ctx context.Context, ref string, version uint64, spec swarm.NodeSpec) error {
-	_, err := write(ctx, a, "node.update", updateNode{ref, version, spec}, a.updateNode)
+	_, err := write(ctx, a, "node.update", updateReq[swarm.NodeSpec]{ref, version, spec}, a.updateNode)
 	return err
 }
 
-func (a *API) updateNode(ctx context.Context, r updateNode) (none, error) {
+func (a *API) updateNode(ctx context.Context, r updateReq[swarm.NodeSpec]) (none, error) {
 	return none{}, a.edit(ctx, func(v store.View) ([]store.Change, error) {
 		n, err := a.nodeUpdate(ctx, v, r)
 		if err != nil {
@@ -105,7 +99,7 @@ func (a *API) updateNode(ctx context.Context, r updateNode) (none, error) {
 }
 
 // nodeUpdate returns a node as a user's write makes it.
-func (a *API) nodeUpdate(ctx context.Context, v store.View, r updateNode) (*cluster.Node, error) {
+func (a *API) nodeUpdate(ctx context.Context, v store.View, r updateReq[swarm.NodeSpec]) (*cluster.Node, error) {
 	old, err := findNode(v, r.Ref)
 	if err != nil {
 		return nil, err

@@ -13,12 +13,6 @@ import (
 // maxSecret is one byte more than a secret may hold.
 const maxSecret = 500 << 10
 
-type updateSecret struct {
-	Ref     string
-	Version uint64
-	Spec    swarm.SecretSpec
-}
-
 func (a *API) secretMethods() {
 	method(a, "secrets", a.secrets)
 	method(a, "secret", a.secret)
@@ -73,11 +67,11 @@ func (a *API) createSecret(ctx context.Context, spec swarm.SecretSpec) (string, 
 
 // UpdateSecret writes a secret's labels: nothing else of it can change.
 func (a *API) UpdateSecret(ctx context.Context, ref string, version uint64, spec swarm.SecretSpec) error {
-	_, err := write(ctx, a, "secret.update", updateSecret{ref, version, spec}, a.updateSecret)
+	_, err := write(ctx, a, "secret.update", updateReq[swarm.SecretSpec]{ref, version, spec}, a.updateSecret)
 	return err
 }
 
-func (a *API) updateSecret(ctx context.Context, r updateSecret) (none, error) {
+func (a *API) updateSecret(ctx context.Context, r updateReq[swarm.SecretSpec]) (none, error) {
 	old, err := findSecret(a.Store.View(), r.Ref)
 	if err != nil {
 		return none{}, err

@@ -30,8 +30,6 @@ import (
 // failure: an update does not wait for ever on a task that never runs.
 const ProgressDeadline = 10 * time.Minute
 
-const defaultMonitor = 5 * time.Second
-
 // The words that the update status shows, Docker's.
 const (
 	updating      = "update in progress"
@@ -99,26 +97,12 @@ func state(s *cluster.Service) swarm.UpdateState {
 	return s.Update.State
 }
 
-// configOf returns how to go about the update or rollback, defaults filled in.
+// configOf returns how to go about the update or rollback.
 func configOf(s *cluster.Service) swarm.UpdateConfig {
-	c := swarm.UpdateConfig{Parallelism: 1}
-	set := s.Spec.UpdateConfig
 	if st := state(s); st == swarm.UpdateStateRollbackStarted || st == swarm.UpdateStateRollbackPaused {
-		set = s.Spec.RollbackConfig
+		return cluster.UpdateOf(s.Spec.RollbackConfig)
 	}
-	if set != nil {
-		c = *set
-	}
-	if c.Monitor <= 0 {
-		c.Monitor = defaultMonitor
-	}
-	if c.FailureAction == "" {
-		c.FailureAction = swarm.UpdateFailureActionPause
-	}
-	if c.Order == "" {
-		c.Order = swarm.UpdateOrderStopFirst
-	}
-	return c
+	return cluster.UpdateOf(s.Spec.UpdateConfig)
 }
 
 // dirtyPlace is a place where no task of the present spec is.
