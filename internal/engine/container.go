@@ -120,6 +120,17 @@ func newCtr(rec record) *ctr {
 	return &ctr{id: rec.ID, op: make(chan struct{}, 1), saving: make(chan struct{}, 1), rec: rec, changed: make(chan struct{})}
 }
 
+// shim returns the shim that the container's run is in. One that ended while no
+// daemon was there has none, and its record says for a while that it runs.
+func (c *ctr) shim() (*shims.Shim, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.run == nil || c.run.shim == nil {
+		return nil, errNotRunning(c.id)
+	}
+	return c.run.shim, nil
+}
+
 // lock takes the container for an operation.
 func (c *ctr) lock(ctx context.Context) error {
 	select {

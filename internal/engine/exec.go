@@ -158,9 +158,10 @@ type execIO struct {
 // launchExec starts the process and begins to copy its output.
 func (e *Engine) launchExec(ctx context.Context, x *execution, rec record, size *[2]uint, s Streams) (*execIO, error) {
 	ctx = e.whole(ctx)
-	x.c.mu.Lock()
-	r := x.c.run
-	x.c.mu.Unlock()
+	shim, err := x.c.shim()
+	if err != nil {
+		return nil, err
+	}
 	proc, err := e.execProcess(ctx, x, rec, size)
 	if err != nil {
 		return nil, err
@@ -177,19 +178,19 @@ func (e *Engine) launchExec(ctx context.Context, x *execution, rec record, size 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := r.shim.Tasks.Exec(ctx, req); err != nil {
+	if _, err := shim.Tasks.Exec(ctx, req); err != nil {
 		p.close()
 		return nil, execError(err)
 	}
-	started, err := r.shim.Tasks.Start(ctx, &taskapi.StartRequest{ID: rec.ID, ExecID: x.id})
+	started, err := shim.Tasks.Start(ctx, &taskapi.StartRequest{ID: rec.ID, ExecID: x.id})
 	if err != nil {
-		_, _ = r.shim.Tasks.Delete(ctx, &taskapi.DeleteRequest{ID: rec.ID, ExecID: x.id})
+		_, _ = shim.Tasks.Delete(ctx, &taskapi.DeleteRequest{ID: rec.ID, ExecID: x.id})
 		p.close()
 		x.setEnd(execCode(err))
 		return nil, execError(err)
 	}
 	x.mu.Lock()
-	x.shim, x.pid, x.running = r.shim, int(started.Pid), true
+	x.shim, x.pid, x.running = shim, int(started.Pid), true
 	x.mu.Unlock()
 	// The FIFOs have their writers only now; see runtime/shim.
 	p.copy(p.stdout, s.Stdout)

@@ -136,16 +136,15 @@ func stopSignal(rec record, name string) (syscall.Signal, error) {
 
 // signal sends a signal to the container's first process and tells of it.
 func (e *Engine) signal(ctx context.Context, c *ctr, sig syscall.Signal) error {
-	c.mu.Lock()
-	r, rec := c.run, c.rec
-	c.mu.Unlock()
-	if r == nil || r.shim == nil {
-		return errNotRunning(c.id)
+	rec := c.view()
+	shim, err := c.shim()
+	if err != nil {
+		return err
 	}
 	// With a PID namespace of the host's or another's, the others of the
 	// container would outlive its first process.
 	all := sig == syscall.SIGKILL && !rec.HostConfig.PidMode.IsPrivate()
-	_, err := r.shim.Tasks.Kill(ctx, &taskapi.KillRequest{ID: c.id, Signal: uint32(sig), All: all})
+	_, err = shim.Tasks.Kill(ctx, &taskapi.KillRequest{ID: c.id, Signal: uint32(sig), All: all})
 	if err != nil {
 		return native(err)
 	}
@@ -242,13 +241,14 @@ func (e *Engine) Pause(ctx context.Context, ref string) error {
 		default:
 			return errNotRunning(c.id)
 		}
-		c.mu.Lock()
-		r := c.run
-		c.mu.Unlock()
-		if _, err := r.shim.Tasks.Pause(e.whole(ctx), &taskapi.PauseRequest{ID: c.id}); err != nil {
+		shim, err := c.shim()
+		if err != nil {
+			return err
+		}
+		if _, err := shim.Tasks.Pause(e.whole(ctx), &taskapi.PauseRequest{ID: c.id}); err != nil {
 			return fmt.Errorf("cannot pause container %s: %w", c.id, native(err))
 		}
-		err := e.update(c, func(r *record) { r.State.Status = container.StatePaused })
+		err = e.update(c, func(r *record) { r.State.Status = container.StatePaused })
 		e.emit(c.view(), events.ActionPause, nil)
 		return err
 	})
@@ -269,10 +269,11 @@ func (e *Engine) Unpause(ctx context.Context, ref string) error {
 }
 
 func (e *Engine) thaw(ctx context.Context, c *ctr) error {
-	c.mu.Lock()
-	r := c.run
-	c.mu.Unlock()
-	_, err := r.shim.Tasks.Resume(ctx, &taskapi.ResumeRequest{ID: c.id})
+	shim, err := c.shim()
+	if err != nil {
+		return err
+	}
+	_, err = shim.Tasks.Resume(ctx, &taskapi.ResumeRequest{ID: c.id})
 	if err = native(err); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("cannot unpause container %s: %w", c.id, err)
 	}
@@ -313,6 +314,7 @@ func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 			return err
 		}
 		if err := e.update(c, func(r *record) { r.Name = name }); err != nil {
+			e.free(name, c.id)
 			return errors.Join(err, e.update(c, func(r *record) { r.Name = old.Name }))
 		}
 		e.free(old.Name, c.id)
@@ -332,13 +334,15 @@ func (e *Engine) Resize(ctx context.Context, ref string, height, width uint32) e
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	r, rec := c.run, c.rec
-	c.mu.Unlock()
+	rec := c.view()
 	if !rec.State.running() {
 		return errNotRunning(c.id)
 	}
-	if _, err := r.shim.Tasks.ResizePty(e.whole(ctx), &taskapi.ResizePtyRequest{ID: c.id, Height: height, Width: width}); err != nil {
+	shim, err := c.shim()
+	if err != nil {
+		return err
+	}
+	if _, err := shim.Tasks.ResizePty(e.whole(ctx), &taskapi.ResizePtyRequest{ID: c.id, Height: height, Width: width}); err != nil {
 		return native(err)
 	}
 	e.emit(rec, events.ActionResize, map[string]string{"height": itoa(int(height)), "width": itoa(int(width))})

@@ -10,11 +10,13 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	apinetwork "github.com/moby/moby/api/types/network"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/image"
 )
@@ -227,6 +229,62 @@ func TestConfig(t *testing.T) {
 	for _, want := range []string{"data root \"rel\"", "leaves no room for sockets", "no image store", "syslog"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in %v", want, err)
+		}
+	}
+}
+
+// TestOddFiles: what an image has in place of its users' files is read only if it
+// is a file; nobody waits for a FIFO.
+func TestOddFiles(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"etc", "dir/passwd"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(filepath.Join(root, "etc/fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "real"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for link, to := range map[string]string{"link": "fifo", "out": "../../../../etc/passwd", "none": "nothing", "own": "/etc/../real"} {
+		if err := os.Symlink(to, filepath.Join(root, "etc", link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"etc/fifo", "etc/link", "dir/passwd"} {
+		if data, err := readIn(root, name); err == nil {
+			t.Errorf("%s: read %q", name, data)
+		}
+	}
+	for _, name := range []string{"etc/none", "etc/out", "nowhere/passwd"} {
+		if data, err := readIn(root, name); err != nil || data != nil {
+			t.Errorf("%s: %q %v", name, data, err)
+		}
+	}
+	if data, err := readIn(root, "etc/own"); err != nil || string(data) != "x" {
+		t.Errorf("by a link from the root: %q %v", data, err)
+	}
+}
+
+// TestNoShim: a container that ended while no daemon was there says for a while
+// that it runs. What needs its shim is refused.
+func TestNoShim(t *testing.T) {
+	e := &Engine{ctrs: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*execution{}, events: newBus(), ctx: t.Context()}
+	id := strings.Repeat("a", 64)
+	c := newCtr(record{ID: id, Config: &container.Config{}, HostConfig: &container.HostConfig{}, State: state{Status: container.StateRunning}})
+	c.run, e.ctrs[id] = newRun(nil), c
+	x, err := e.ExecCreate(t.Context(), id, container.ExecCreateRequest{Cmd: []string{"true"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{
+		"pause": e.Pause(t.Context(), id), "resize": e.Resize(t.Context(), id, 1, 1), "kill": e.signal(t.Context(), c, 9),
+		"exec": e.ExecStart(t.Context(), x, false, nil, Streams{}, nil),
+	} {
+		if !errdefs.IsConflict(err) {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 }

@@ -150,7 +150,11 @@ func (e *Engine) launch(ctx context.Context, c *ctr, rec *record) (r *run, err e
 	if err != nil {
 		return nil, launchError(err)
 	}
-	undo = append(undo, func() { _, _ = shim.Tasks.Delete(ctx, &taskapi.DeleteRequest{ID: rec.ID}) })
+	undo = append(undo, func() {
+		// Of a process that has not ended a shim waits ten seconds for the output's end.
+		_, _ = shim.Tasks.Kill(ctx, &taskapi.KillRequest{ID: rec.ID, Signal: uint32(unix.SIGKILL), All: true})
+		_, _ = shim.Tasks.Delete(ctx, &taskapi.DeleteRequest{ID: rec.ID})
+	})
 	rec.State.Pid, rec.Shim = int(created.Pid), shim.Name
 	e.connectPending(ctx, c, shim)
 	if _, err := shim.Tasks.Start(ctx, &taskapi.StartRequest{ID: rec.ID}); err != nil {

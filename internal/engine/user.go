@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	continuity "github.com/containerd/continuity/fs"
 	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -68,17 +69,34 @@ func readRootFile(rootfs []mount.Mount, name string) ([]byte, error) {
 	return data, err
 }
 
-// readIn reads a file below root, never leaving it by a link.
+// readIn reads a file below root, which links lead from as they do in a container.
 func readIn(root, name string) ([]byte, error) {
 	r, err := os.OpenRoot(root)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	f, err := r.Open(name)
+	to, err := continuity.RootPath(root, name)
+	if err != nil {
+		return nil, err
+	}
+	at, err := filepath.Rel(root, to)
+	if err != nil {
+		return nil, err
+	}
+	// An image may have a FIFO there, which would be waited for, or a device, which
+	// may do anything when it is opened.
+	st, err := r.Stat(at)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if err == nil && !st.Mode().IsRegular() {
+		err = cluster.Invalidf("/%s of the image is no file", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := r.OpenFile(at, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
