@@ -24,7 +24,7 @@ var flagGroups = []group{
 		ok("--subnet", "--subnet 10.44.0.0/24", `"Subnet": "10.44.0.0/24"`),
 		no("--ipv6", "--ipv6", "--ipv6"),
 	}},
-	{command: "network inspect", before: "docker network create -d overlay n && docker service create --detach=false -q --init --network n --name nv --constraint node.role==manager busybox:1 sleep 600", line: "docker network inspect %s n", flags: []flagCase{
+	{command: "network inspect", before: "docker network create -d overlay n && docker service create --detach=false -q --stop-signal KILL --network n --name nv --constraint node.role==manager busybox:1 sleep 600", line: "docker network inspect %s n", flags: []flagCase{
 		ok("--format", "--format {{.Name}}+", "n+"),
 		ok("--verbose", "--verbose", `"Services"`),
 	}},
