@@ -8,9 +8,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -169,5 +174,59 @@ func TestRegistryConfigurations(t *testing.T) {
 		if err := s.Pull(t.Context(), reg+"/web:1", nil, nil, nil); err == nil {
 			t.Errorf("pull, %s: it was taken", name)
 		}
+	}
+}
+
+// TestProgressComesOneByOne: what a client is shown is written by one at a time,
+// also while a pull goes on that was broken off before.
+func TestProgressComesOneByOne(t *testing.T) {
+	s := newStore(t)
+	var inside, said atomic.Int32
+	layers := []ocispec.Descriptor{
+		descriptor(ocispec.MediaTypeImageLayer, strings.Repeat("one", 1000)), descriptor(ocispec.MediaTypeImageLayer, strings.Repeat("two", 1000)),
+		descriptor(ocispec.MediaTypeImageLayer, strings.Repeat("six", 1000)),
+	}
+	config := compact(t, map[string]any{"architecture": "amd64", "os": "linux", "rootfs": map[string]any{
+		"type": "layers", "diff_ids": []digest.Digest{layers[0].Digest, layers[1].Digest, layers[2].Digest},
+	}})
+	body := compact(t, ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: descriptor(ocispec.MediaTypeImageConfig, config), Layers: layers})
+	reg := fakeRegistry(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.Contains(r.URL.Path, "/manifests/"):
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+			w.Header().Set("Docker-Content-Digest", digest.FromString(body).String())
+			io.WriteString(w, body)
+		case strings.HasSuffix(r.URL.Path, digest.FromString(config).String()):
+			io.WriteString(w, config)
+		default:
+			for range 100 {
+				if said.Load() < 4 {
+					wait(t, 50*time.Millisecond)
+				}
+			}
+			w.WriteHeader(http.StatusNotFound)
+		}
+	})
+	ctx := s.space(t.Context())
+	part, err := content.OpenWriter(ctx, s.client.ContentStore(), content.WithRef(remotes.MakeRefKey(ctx, layers[0])), content.WithDescriptor(layers[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := part.Write([]byte("one")); err != nil {
+		t.Fatal(err)
+	}
+	if err := part.Close(); err != nil {
+		t.Fatal(err)
+	}
+	err = s.Pull(t.Context(), reg+"/web:1", nil, nil, func(jsonstream.Message) { // it fails: there are no layers
+		said.Add(1)
+		if inside.Add(1) > 1 {
+			t.Error("two at once")
+		}
+		wait(t, 150*time.Millisecond) // longer than from one look at the layers to the next
+		inside.Add(-1)
+	})
+	if said.Load() < 4 { // where from, and of each layer
+		t.Errorf("%d messages: %v", said.Load(), err)
 	}
 }

@@ -107,7 +107,8 @@ type Image struct {
 	RepoDigest string
 }
 
-// Progress receives what a client is shown while an image is moved.
+// Progress receives what a client is shown while an image is moved, one message
+// after the other.
 type Progress func(jsonstream.Message)
 
 // ListOptions are those of image ls.

@@ -144,7 +144,7 @@ func (s *Store) fetch(ctx context.Context, r remotes.Resolver, name string, desc
 		return false, err
 	}
 	defer done(context.WithoutCancel(ctx))
-	t := &transfer{store: s, say: progress, shown: map[digest.Digest]string{}}
+	t := &transfer{store: s, say: progress, first: map[digest.Digest]string{}, shown: map[digest.Digest]string{}}
 	stop := t.watch(ctx)
 	_, err = s.client.Pull(ctx, name, containerd.WithResolver(r), containerd.WithPlatformMatcher(matcher),
 		containerd.WithPullUnpack, containerd.WithPullSnapshotter(s.snapshotter),
@@ -157,14 +157,16 @@ func (s *Store) fetch(ctx context.Context, r remotes.Resolver, name string, desc
 	return true, err
 }
 
-// transfer shows how the layers of one pull come along.
+// transfer shows how the layers of one pull come along. Only watch says anything
+// while it goes on: a Progress is called by one at a time.
 type transfer struct {
 	store *Store
 	say   Progress
 
-	mu     sync.Mutex // guards layers and shown
+	mu     sync.Mutex // guards layers, first and shown
 	layers []ocispec.Descriptor
-	shown  map[digest.Digest]string // what was said last of a layer
+	first  map[digest.Digest]string // what is to be said first of a layer
+	shown  map[digest.Digest]string // what was said last of it
 }
 
 // wrap learns the layers from the manifest as it passes.
@@ -197,14 +199,26 @@ func (t *transfer) add(ctx context.Context, layer ocispec.Descriptor) {
 		status = "Already exists"
 	}
 	t.mu.Lock()
-	known := slices.ContainsFunc(t.layers, func(d ocispec.Descriptor) bool { return d.Digest == layer.Digest })
-	if !known {
+	defer t.mu.Unlock()
+	if t.first[layer.Digest] == "" {
 		t.layers = append(t.layers, layer)
-		t.shown[layer.Digest] = status
+		t.first[layer.Digest] = status
+	}
+}
+
+// begin says the first word on each layer that has come to be known.
+func (t *transfer) begin() {
+	t.mu.Lock()
+	var fresh []jsonstream.Message
+	for _, l := range t.layers {
+		if t.shown[l.Digest] == "" {
+			t.shown[l.Digest] = t.first[l.Digest]
+			fresh = append(fresh, jsonstream.Message{ID: short(l.Digest.String()), Status: t.first[l.Digest]})
+		}
 	}
 	t.mu.Unlock()
-	if !known {
-		say(t.say, jsonstream.Message{ID: short(layer.Digest.String()), Status: status})
+	for _, m := range fresh {
+		say(t.say, m)
 	}
 }
 
@@ -228,6 +242,7 @@ func (t *transfer) watch(ctx context.Context) (stop func()) {
 }
 
 func (t *transfer) report(ctx context.Context) {
+	t.begin()
 	t.mu.Lock()
 	layers := slices.Clone(t.layers)
 	t.mu.Unlock()
@@ -255,10 +270,10 @@ func (t *transfer) report(ctx context.Context) {
 	}
 }
 
-// complete says the last word on each layer that was not here before.
+// complete says the last word on each layer that was not here before. Nobody else
+// has to do with the transfer any more.
 func (t *transfer) complete() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.begin()
 	for _, l := range t.layers {
 		if t.shown[l.Digest] == "Already exists" {
 			continue
