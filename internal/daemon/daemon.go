@@ -102,6 +102,9 @@ func Run(ctx context.Context, c Config, log *slog.Logger) (err error) {
 	group.Go(func() error { return rooms.networks.Run(ctx) })
 	group.Go(func() error { return node.Run(ctx) })
 	group.Go(func() error { return swarmEvents(node, rooms).Run(ctx) })
+	if os.Getenv("GOGC") == "" {
+		group.Go(func() error { return tuneHeap(ctx) })
+	}
 	api := &httpapi.Server{
 		Host: host, Log: log.With("room", "httpapi"),
 		Containers: rooms.engine, Images: rooms.images, Volumes: rooms.volumes, Networks: rooms.networks,
