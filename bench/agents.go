@@ -114,10 +114,12 @@ func (c *crowd) told(before []int64) (n int) {
 	return n
 }
 
-// check has every node make sure that its manager answers.
-func (c *crowd) check() {
-	for _, f := range c.nodes {
-		f.client.Check()
+// gossip has every node make sure that its manager answers, as when gossip has
+// given it up, which it does not on all nodes at once: it begins after a while
+// and spreads for a while.
+func (c *crowd) gossip(after, spread time.Duration) {
+	for i, f := range c.nodes {
+		time.AfterFunc(after+spread*time.Duration(i)/time.Duration(len(c.nodes)), f.client.Check)
 	}
 }
 

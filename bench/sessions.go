@@ -110,7 +110,7 @@ func sessionsLost(ctx context.Context, b *bench) error {
 }
 
 func (b *bench) sessionsLostOnce(ctx context.Context, nodes, tasks int) error {
-	const noticed = 2 * time.Second // by gossip
+	const noticed = 1500 * time.Millisecond // by the first of them
 	s := b.ours
 	if err := s.create(ctx, 3); err != nil {
 		return err
@@ -139,8 +139,7 @@ func (b *bench) sessionsLostOnce(ctx context.Context, nodes, tasks int) error {
 	if err := s.cut(ctx, lead); err != nil {
 		return err
 	}
-	noticing := time.AfterFunc(noticed, c.check)
-	defer noticing.Stop()
+	c.gossip(noticed, time.Second)
 	took, err := firstWrite(ctx, others, "after", m.began)
 	if err != nil {
 		return err
