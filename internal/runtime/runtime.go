@@ -9,6 +9,7 @@ import (
 	"compress/gzip"
 	"crypto/sha256"
 	"embed"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -60,9 +61,12 @@ func Unpack(dir string) (Programs, error) {
 	return p, nil
 }
 
-// unpack writes one program, complete or not at all. One that is there is left.
+// unpack writes one program, complete or not at all, and on disk: a power cut that
+// left half of it would leave a host that can start nothing. One that is there,
+// all of it, is left.
 func unpack(path string, data []byte) error {
-	if st, err := os.Stat(path); err == nil && st.Mode().Perm()&0o100 != 0 {
+	size := binary.LittleEndian.Uint32(data[len(data)-4:]) // RFC 1952: of what is packed
+	if st, err := os.Stat(path); err == nil && st.Mode().Perm()&0o100 != 0 && st.Size() == int64(size) {
 		return nil
 	}
 	z, err := gzip.NewReader(bytes.NewReader(data))
@@ -77,7 +81,7 @@ func unpack(path string, data []byte) error {
 	if _, err := io.Copy(f, z); err != nil {
 		return errors.Join(err, f.Close())
 	}
-	if err := errors.Join(f.Chmod(0o755), f.Close()); err != nil {
+	if err := errors.Join(f.Chmod(0o755), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), path)
