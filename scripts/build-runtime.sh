@@ -1,7 +1,8 @@
 #!/bin/sh
-# Builds runc and the shim from pinned modules into bin/runtime and, compressed,
-# into internal/runtime/bin, where the skep binary embeds them from. What is
-# already there for the same sources is left alone. `make build` calls this.
+# Builds runc and the shim from pinned modules into bin/runtime, copies Debian's
+# static tini there, and puts them, compressed, into internal/runtime/bin, where
+# the skep binary embeds them from. What is already there for the same sources is
+# left alone. `make build` calls this.
 set -eu
 cd "$(dirname "$0")/.."
 out=bin/runtime
@@ -48,7 +49,19 @@ build_shim() {
 	CGO_ENABLED=0 go build -trimpath -tags no_grpc -ldflags '-s -w' -o "$out/shim" ./internal/runtime/shim
 }
 
+# The init of --init is tini as Debian builds it (see docs/decisions/0053).
+tini=/usr/bin/tini-static
+build_init() {
+	cp "$tini" "$out/init"
+	"$out/init" --version | sed -n 's/^tini version \([^ ]*\).*/\1/p' >"$embed/init.version"
+	[ -s "$embed/init.version" ]
+}
+
 sum() { cat "$@" | sha256sum | cut -d' ' -f1; }
+if ! [ -x "$tini" ]; then
+	echo "--init needs a static tini at $tini (Debian: tini)" >&2
+	exit 1
+fi
 gover=$(go env GOVERSION)
 if ! [ -f /usr/include/seccomp.h ]; then
 	echo "runc needs libseccomp's headers and static library (Debian: libseccomp-dev)" >&2
@@ -56,3 +69,4 @@ if ! [ -f /usr/include/seccomp.h ]; then
 fi
 build runc "$gover $(sum third_party/runc/go.mod third_party/runc/go.sum third_party/runc/*.patch scripts/build-runtime.sh)" build_runc
 build shim "$gover $(sum go.mod scripts/build-runtime.sh internal/runtime/shim/*.go internal/runtime/stdio/*.go)" build_shim
+build init "$(sum "$tini" scripts/build-runtime.sh)" build_init

@@ -12,6 +12,7 @@ want gcc gcc
 want libc6-dev /usr/include/stdio.h
 want libseccomp-dev /usr/include/seccomp.h
 want pkg-config pkg-config
+want tini /usr/bin/tini-static
 want ca-certificates /etc/ssl/certs/ca-certificates.crt
 if [ "${1:-}" = test ]; then
 	want busybox-static busybox

@@ -65,6 +65,7 @@ type Config struct {
 	LogDriver              string // of containers that name none
 	LogOpts                map[string]string
 	Ulimits                map[string]*units.Ulimit
+	Init                   bool
 	DefaultAdvertiseAddr   string
 	Experimental           bool
 	HTTPProxy, HTTPSProxy  string

@@ -39,16 +39,16 @@ func TestFlagBeatsEnvironmentBeatsFile(t *testing.T) {
 	file := `{"data-root": "/file", "labels": ["a=file", "b=file"], "mtu": 1400, "debug": true, "hosts": ["unix:///file.sock"],
 		"default-address-pools": [{"base": "10.9.0.0/16", "size": 24}], "log-opts": {"max-size": "1m"},
 		"default-ulimits": {"nofile": {"Name": "nofile", "Soft": 10, "Hard": 20}}, "proxies": {"http-proxy": "http://p"},
-		"insecure-registries": ["10.0.0.0/8", "reg:5000"], "iptables": false, "features": {"x": true}}`
+		"insecure-registries": ["10.0.0.0/8", "reg:5000"], "iptables": false, "init": true, "features": {"x": true}}`
 	env := map[string]string{"SKEP_DAEMON_DATA_ROOT": "/env", "SKEP_DAEMON_EXEC_ROOT": "/env-exec"}
 	c, unused, err := configured(t, []string{"--label", "c=flag", "--exec-root=/flag-exec", "--live-restore", "--storage-driver", "overlay2"}, env, file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := []any{c.DataRoot, c.ExecRoot, c.Labels, c.MTU, c.Debug, c.Hosts, c.AddressPools[0].Base, c.AddressPools[0].Size,
-		c.LogOpts["max-size"], c.Ulimits["nofile"].Soft, c.HTTPProxy, c.Insecure}
+		c.LogOpts["max-size"], c.Ulimits["nofile"].Soft, c.HTTPProxy, c.Insecure, c.Init}
 	want := []any{"/env", "/flag-exec", []string{"c=flag"}, 1400, true, []string{"unix:///file.sock"}, netip.MustParsePrefix("10.9.0.0/16"), 24,
-		"1m", int64(10), "http://p", []string{"10.0.0.0/8", "reg:5000"}}
+		"1m", int64(10), "http://p", []string{"10.0.0.0/8", "reg:5000"}, true}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}

@@ -50,6 +50,7 @@ func addFlags(fs *pflag.FlagSet, c *Config) {
 	fs.StringVar(&c.LogDriver, "log-driver", c.LogDriver, "Log driver of containers that name none")
 	fs.StringToStringVar(&c.LogOpts, "log-opt", nil, "Log driver options of containers that name none")
 	fs.Var(&ulimitValue{&c.Ulimits}, "default-ulimit", "Limits of containers that name none (NAME=SOFT[:HARD])")
+	fs.BoolVar(&c.Init, "init", false, "Run an init above the command of containers that do not say, to forward signals and reap processes")
 	fs.StringVar(&c.DefaultAdvertiseAddr, "swarm-default-advertise-addr", "", "Address or interface that a swarm's other nodes reach this one by")
 	fs.BoolVar(&c.Experimental, "experimental", false, "Show experimental features")
 	fs.StringVar(&c.HTTPProxy, "http-proxy", "", "HTTP proxy for the daemon's own requests")
@@ -74,7 +75,7 @@ var ignored = []string{
 	"bridge-accept-fwmark", "cdi-spec-dir", "cluster-advertise", "cluster-store", "cluster-store-opt", "cpu-rt-period",
 	"cpu-rt-runtime", "cri-containerd?", "default-cgroupns-mode", "default-gateway", "default-gateway-v6",
 	"default-ipc-mode", "default-network-opt", "default-runtime", "default-shm-size", "deprecated-key-path", "exec-opt",
-	"feature", "firewall-backend", "fixed-cidr", "fixed-cidr-v6", "host-gateway-ip", "icc?", "init?", "init-path", "ip", "ip-forward?",
+	"feature", "firewall-backend", "fixed-cidr", "fixed-cidr-v6", "host-gateway-ip", "icc?", "init-path", "ip", "ip-forward?",
 	"ip-forward-no-drop?", "ip-masq?", "ip6tables?", "iptables?", "ipv6?", "live-restore?", "max-concurrent-downloads",
 	"max-concurrent-uploads", "max-download-attempts", "metrics-addr", "network-control-plane-mtu",
 	"network-diagnostic-port", "no-new-privileges?", "node-generic-resource", "oom-score-adjust", "raw-logs?", "runtime",

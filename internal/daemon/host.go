@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/httpapi"
+	parts "github.com/skep-dev/skep/internal/runtime"
 	"github.com/skep-dev/skep/internal/version"
 )
 
@@ -46,6 +47,7 @@ func hostFacts(c *Config) (httpapi.Host, error) {
 		HTTPProxy:     c.HTTPProxy, HTTPSProxy: c.HTTPSProxy, NoProxy: c.NoProxy,
 		Insecure: c.Insecure, Mirrors: c.Mirrors,
 		Containerd: strings.TrimSuffix(containerd.Version, "+unknown"), Runc: runcVersion,
+		Init: parts.InitVersion(),
 	}
 	h.OperatingSystem, h.OSVersion = osRelease()
 	for _, p := range c.AddressPools {

@@ -51,7 +51,7 @@ func open(ctx context.Context, c *Config, log *slog.Logger) (_ *rooms, err error
 	conf := engine.Config{
 		DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, CgroupParent: c.CgroupParent,
 		Namespace: c.ContainerdNamespace, Containerd: c.Containerd,
-		LogDriver: c.LogDriver, LogOpts: c.LogOpts, Ulimits: ulimits(c.Ulimits), Log: log.With("room", "engine"),
+		LogDriver: c.LogDriver, LogOpts: c.LogOpts, Ulimits: ulimits(c.Ulimits), Init: c.Init, Log: log.With("room", "engine"),
 	}
 	if conf.Layers, err = engine.OpenLayers(ctx, conf); err != nil {
 		return r, err

@@ -66,6 +66,8 @@ type Config struct {
 	LogOpts   map[string]string
 	// Ulimits are given to containers that do not set them.
 	Ulimits []*units.Ulimit
+	// Init is whether a container that does not say has an init above its command.
+	Init bool
 	// ContainersPerShim is how many share a shim process, 16 if zero.
 	ContainersPerShim int
 	Log               *slog.Logger

@@ -129,7 +129,7 @@ func (e *Engine) process(rec record, rootfs []mount.Mount, sec security) (*specs
 	p := &specs.Process{
 		Terminal:        cfg.Tty,
 		User:            usr,
-		Args:            append([]string{rec.Path}, rec.Args...),
+		Args:            e.args(rec),
 		Env:             e.env(rec, home, cfg.Tty),
 		Cwd:             cfg.WorkingDir,
 		Capabilities:    e.capabilities(hc, usr.UID),
@@ -345,6 +345,7 @@ func (e *Engine) mounts(rec record, binds []specs.Mount, sec security) ([]specs.
 			}
 		}
 	}
+	list = append(list, e.initMount(hc)...)
 	taken := map[string]bool{}
 	for _, b := range binds {
 		taken[filepath.Clean(b.Destination)] = true

@@ -41,9 +41,6 @@ func (e *Engine) validate(rec *record, req CreateRequest) (warnings []string, er
 	if hc.ShmSize == 0 {
 		hc.ShmSize = defaultShm
 	}
-	if hc.Init != nil && *hc.Init {
-		warnings = append(warnings, "an init process is not built yet: the container's own first process stays the first")
-	}
 	if hc.OomKillDisable != nil && *hc.OomKillDisable && hc.Memory == 0 {
 		warnings = append(warnings, "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.")
 	}

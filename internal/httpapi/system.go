@@ -49,6 +49,7 @@ type Host struct {
 	AddressPools    []system.NetworkAddressPool
 	Containerd      string // its version
 	Runc            string // its version
+	Init            string // its version
 	Warnings        []string
 }
 
@@ -94,6 +95,7 @@ func (s *Server) version(w http.ResponseWriter, r *http.Request) error {
 			{Name: "Engine", Version: host.Version, Details: engineDetails},
 			{Name: "containerd", Version: host.Containerd, Details: map[string]string{"GitCommit": ""}},
 			{Name: "runc", Version: host.Runc, Details: map[string]string{"GitCommit": ""}},
+			{Name: "docker-init", Version: host.Init, Details: map[string]string{"GitCommit": ""}},
 		},
 		GitCommit: host.GitCommit, GoVersion: runtime.Version(), KernelVersion: host.KernelVersion,
 		Experimental: host.Experimental, BuildTime: host.BuildTime,
@@ -180,6 +182,8 @@ func (s *Server) hostInfo() system.Info {
 		LiveRestoreEnabled:  true,
 		ContainerdCommit:    system.Commit{ID: h.Containerd},
 		RuncCommit:          system.Commit{ID: h.Runc},
+		InitBinary:          "docker-init",
+		InitCommit:          system.Commit{ID: h.Init},
 		SecurityOptions:     []string{"name=seccomp,profile=builtin"},
 		DefaultAddressPools: h.AddressPools,
 		FirewallBackend:     &system.FirewallInfo{Driver: "nftables"},

@@ -1,7 +1,7 @@
-// Package runtime ships runc and the shim inside the skep binary and puts them
-// on disk where they can be executed. They are built from pinned modules by
-// scripts/build-runtime.sh, compressed, and embedded from bin/. It never runs
-// them: engine calls it and does.
+// Package runtime ships runc, the shim and containers' init inside the skep binary
+// and puts them on disk where they can be executed. They are built from pinned
+// modules (the init is Debian's tini) by scripts/build-runtime.sh, compressed, and
+// embedded from bin/. It never runs them: engine calls it and does.
 package runtime
 
 import (
@@ -17,10 +17,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
-// bin holds shim.gz and runc.gz once they are built; the placeholder keeps the
-// embedding valid before.
+// bin holds shim.gz, runc.gz and init.gz once they are built; the placeholder
+// keeps the embedding valid before.
 //
 //go:embed bin
 var bin embed.FS
@@ -29,6 +30,16 @@ var bin embed.FS
 type Programs struct {
 	Shim string
 	Runc string
+	Init string // static: it runs in any container's file system
+}
+
+// InitVersion is that of the init, "" if this binary was built without.
+func InitVersion() string {
+	data, err := bin.ReadFile("bin/init.version")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
 }
 
 // Unpack makes sure that the embedded programs are on disk below dir and returns
@@ -37,7 +48,7 @@ type Programs struct {
 func Unpack(dir string) (Programs, error) {
 	sum := sha256.New()
 	packed := map[string][]byte{}
-	for _, name := range []string{"runc", "shim"} {
+	for _, name := range []string{"runc", "shim", "init"} {
 		data, err := bin.ReadFile("bin/" + name + ".gz")
 		if errors.Is(err, fs.ErrNotExist) {
 			return Programs{}, fmt.Errorf("this binary was built without %s: run scripts/build-runtime.sh and build it again", name)
@@ -52,8 +63,8 @@ func Unpack(dir string) (Programs, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return Programs{}, err
 	}
-	p := Programs{Shim: filepath.Join(dir, "skep-shim"), Runc: filepath.Join(dir, "runc")}
-	for path, data := range map[string][]byte{p.Shim: packed["shim"], p.Runc: packed["runc"]} {
+	p := Programs{Shim: filepath.Join(dir, "skep-shim"), Runc: filepath.Join(dir, "runc"), Init: filepath.Join(dir, "docker-init")}
+	for path, data := range map[string][]byte{p.Shim: packed["shim"], p.Runc: packed["runc"], p.Init: packed["init"]} {
 		if err := unpack(path, data); err != nil {
 			return Programs{}, fmt.Errorf("unpack %s: %w", path, err)
 		}

@@ -3,6 +3,7 @@ package runtime
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 )
@@ -17,6 +18,9 @@ func TestUnpackHalves(t *testing.T) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	if out, err := exec.Command(p.Init, "--version").Output(); err != nil || InitVersion() == "" || !strings.Contains(string(out), InitVersion()) {
+		t.Errorf("the init says %q (%v), and its version is %q", out, err, InitVersion())
 	}
 	whole, err := os.ReadFile(p.Runc)
 	if err != nil {

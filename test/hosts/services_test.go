@@ -36,7 +36,7 @@ func (f *fleet) created() {
 		"--mount", "type=volume,src=data,dst=/data", "--mount", "type=tmpfs,dst=/scratch", "--user", "1000", "--workdir", "/tmp",
 		"--limit-memory", "64m", "--limit-cpu", "0.5", "--reserve-memory", "16m", "--limit-pids", "50",
 		"--stop-grace-period", "1s", "--stop-signal", "SIGKILL", "--constraint", "node.hostname==w1", "--ulimit", "nofile=100",
-		"--dns", "192.0.2.53", "--host", "other:192.0.2.1", "--sysctl", "net.ipv4.ip_default_ttl=33", "--cap-drop", "NET_RAW", "--init=false", "--read-only=false",
+		"--dns", "192.0.2.53", "--host", "other:192.0.2.1", "--sysctl", "net.ipv4.ip_default_ttl=33", "--cap-drop", "NET_RAW", "--init", "--read-only=false",
 		"busybox", "sleep", "1000000")
 	x := f.running("m1", "all", 1)[0]
 	id := f.container(x)
@@ -45,6 +45,7 @@ func (f *fleet) created() {
 		"echo $A$SLOT":                          "b1",
 		"hostname":                              "h-all-1",
 		"id -u":                                 "1000",
+		"cat /proc/1/comm":                      "docker-init",
 		"pwd":                                   "/tmp",
 		"ulimit -n":                             "100",
 		"cat /proc/sys/net/ipv4/ip_default_ttl": "33",

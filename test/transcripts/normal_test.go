@@ -42,7 +42,7 @@ var rules = []rule{
 	{"system", regexp.MustCompile(`Operating System: (.*)`), false},
 	{"engine", regexp.MustCompile(`\n ID: (.*)`), false},
 	{"version", regexp.MustCompile(`Engine Version:\t\t(.*)`), false},
-	{"release", regexp.MustCompile(`\n (?:containerd|runc) version: (.*)`), false},
+	{"release", regexp.MustCompile(`\n (?:containerd|runc|init) version: (.*)`), false},
 	{"folder", regexp.MustCompile(`Docker Root Dir: (.*)`), false},
 	{"name", regexp.MustCompile(`\b([a-z]+_[a-z]+)(?:\.\d| +(?:replicated|global)|","Ports")`), true},
 	{"mac", regexp.MustCompile(`\b[0-9a-f]{2}(?::[0-9a-f]{2}){5}\b`), false},
