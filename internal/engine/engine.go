@@ -87,6 +87,7 @@ type LogEntry struct {
 	Stream  string // "stdout" or "stderr"
 	Line    []byte // with its newline, if it had one
 	Partial bool
+	Attrs   map[string]string // what the options of the log name beside it; shared, not to be changed
 }
 
 // Streams are the caller's ends of an attach or exec. A nil one is not wanted.

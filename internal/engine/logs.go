@@ -73,7 +73,7 @@ func readLog(ctx context.Context, log *stdio.Reader, opts LogsOptions, yield fun
 		if entry.Time.Before(opts.Since) || entry.Stream == "stdout" && !opts.Stdout || entry.Stream == "stderr" && !opts.Stderr {
 			continue
 		}
-		out := LogEntry{Time: entry.Time, Stream: entry.Stream, Line: []byte(entry.Text), Partial: !strings.HasSuffix(entry.Text, "\n")}
+		out := LogEntry{Time: entry.Time, Stream: entry.Stream, Line: []byte(entry.Text), Partial: !strings.HasSuffix(entry.Text, "\n"), Attrs: entry.Attrs}
 		if err := yield(out); err != nil {
 			return err
 		}

@@ -176,8 +176,12 @@ func (e *Engine) bundle(rec record, spec *specs.Spec, rootfs []mount.Mount) (*ta
 	if err != nil {
 		return nil, err
 	}
+	output := e.stdio(rec)
+	if output.Attrs, err = logAttrs(rec); err != nil {
+		return nil, err
+	}
 	req := &taskapi.CreateTaskRequest{
-		ID: rec.ID, Bundle: rec.RunDir, Terminal: rec.Config.Tty, Options: opts, Stdout: e.stdio(rec).URI(),
+		ID: rec.ID, Bundle: rec.RunDir, Terminal: rec.Config.Tty, Options: opts, Stdout: output.URI(),
 	}
 	for _, m := range rootfs {
 		req.Rootfs = append(req.Rootfs, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
@@ -188,7 +192,7 @@ func (e *Engine) bundle(rec record, spec *specs.Spec, rootfs []mount.Mount) (*ta
 			return nil, err
 		}
 	}
-	if err := os.Remove(e.stdio(rec).Exit); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(output.Exit); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	return req, nil

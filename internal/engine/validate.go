@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -9,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	apinetwork "github.com/moby/moby/api/types/network"
 	"github.com/moby/sys/signal"
@@ -93,16 +91,7 @@ func (e *Engine) validatePolicies(hc *container.HostConfig) error {
 	if hc.AutoRemove && !hc.RestartPolicy.IsNone() {
 		return cluster.Invalidf("can't create 'AutoRemove' container with restart policy")
 	}
-	if hc.LogConfig.Type == "" {
-		hc.LogConfig.Type = e.cfg.LogDriver
-		if hc.LogConfig.Config == nil {
-			hc.LogConfig.Config = maps.Clone(e.cfg.LogOpts)
-		}
-	}
-	if hc.LogConfig.Config == nil {
-		hc.LogConfig.Config = map[string]string{}
-	}
-	if err := validateLog(hc.LogConfig.Type, hc.LogConfig.Config); err != nil {
+	if err := e.validateLogConfig(&hc.LogConfig); err != nil {
 		return err
 	}
 	switch hc.Runtime {
@@ -237,58 +226,6 @@ func (e *Engine) setEndpoints(rec *record, nc *apinetwork.NetworkingConfig) erro
 		return cluster.Unavailablef("network %s: this engine has no networks", mode)
 	}
 	return nil
-}
-
-// The log drivers known by name.
-const (
-	logJSONFile = "json-file"
-	logLocal    = "local" // kept in the same format
-	logNone     = "none"
-)
-
-func validateLog(driver string, opts map[string]string) error {
-	switch driver {
-	case logNone:
-		return nil
-	case logJSONFile, logLocal:
-	default:
-		return cluster.Invalidf("logger: no log driver named '%s' is registered", driver)
-	}
-	for k, v := range opts {
-		var err error
-		switch k {
-		case "max-size":
-			_, err = units.RAMInBytes(v)
-		case "max-file":
-			var n int
-			if n, err = strconv.Atoi(v); err == nil && n < 1 {
-				err = fmt.Errorf("max-file cannot be less than 1")
-			}
-		case "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size":
-			// Without effect: they change what is written beside a line, or how.
-		default:
-			err = fmt.Errorf("unknown log opt '%s' for %s log driver", k, driver)
-		}
-		if err != nil {
-			return cluster.Invalidf("%s", err)
-		}
-	}
-	return nil
-}
-
-// logLimits returns when a log is rotated and how many files are kept.
-func logLimits(lc container.LogConfig) (maxSize int64, maxFiles int) {
-	maxFiles = 1
-	if lc.Type == logLocal {
-		maxSize, maxFiles = 20<<20, 5
-	}
-	if v, err := units.RAMInBytes(lc.Config["max-size"]); err == nil && v > 0 {
-		maxSize = v
-	}
-	if v, err := strconv.Atoi(lc.Config["max-file"]); err == nil && v > 0 {
-		maxFiles = v
-	}
-	return maxSize, maxFiles
 }
 
 // security is what --security-opt asks for.

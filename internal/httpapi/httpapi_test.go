@@ -212,6 +212,11 @@ func TestLogs(t *testing.T) {
 	if e.asked.Tail != 5 || !e.asked.Follow {
 		t.Errorf("asked %+v", e.asked)
 	}
+	e.logs[0].Attrs = map[string]string{"tier": "a b,c=d", "k&y": "", "COLOUR": "red"}
+	out, errs, err = read(client.ContainerLogsOptions{Timestamps: true, Details: true})
+	if out != "2026-01-02T03:04:05.000000006Z COLOUR=red,k%26y=,tier=a+b%2Cc%3Dd one\n" || errs != "2026-01-02T03:04:05.000000006Z  two\n" || err != nil {
+		t.Errorf("with details: %q, %q, %v", out, errs, err)
+	}
 	e.tty = true
 	if out, _, _ := read(client.ContainerLogsOptions{Tail: "all"}); out != "one\ntwo\n" || e.asked.Tail != -1 {
 		t.Errorf("got %q, asked %+v", out, e.asked)

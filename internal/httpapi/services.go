@@ -3,6 +3,7 @@ package httpapi
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
@@ -119,8 +120,13 @@ func (s *Server) swarmLogs(w http.ResponseWriter, r *http.Request, service, task
 	err = s.Logs.Logs(r.Context(), service, task, opts, head, func(e servicelogs.Entry) error {
 		whose := ""
 		if details {
-			whose = fmt.Sprintf("%s=%s,%s=%s,%s=%s", cluster.LabelNodeID, e.NodeID,
-				cluster.LabelServiceID, e.ServiceID, cluster.LabelTaskID, e.TaskID)
+			// Last, so that no label or variable of the container passes for them.
+			attrs := maps.Clone(e.Attrs)
+			if attrs == nil {
+				attrs = map[string]string{}
+			}
+			attrs[cluster.LabelNodeID], attrs[cluster.LabelServiceID], attrs[cluster.LabelTaskID] = e.NodeID, e.ServiceID, e.TaskID
+			whose = attrsText(attrs) + " "
 		}
 		return writeLog(out, e.LogEntry, tty, stamps, whose)
 	})

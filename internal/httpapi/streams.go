@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,7 +79,7 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	stamps := boolParam(q, "timestamps")
+	stamps, details := boolParam(q, "timestamps"), boolParam(q, "details")
 	var out flushed
 	var tty bool
 	head := func(hasTTY bool) {
@@ -85,7 +87,11 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) error {
 		out = begin(w, streamType(r, tty))
 	}
 	err = s.Containers.Logs(r.Context(), r.PathValue("id"), opts, head, func(e engine.LogEntry) error {
-		return writeLog(out, e, tty, stamps, "")
+		var before string
+		if details {
+			before = attrsText(e.Attrs) + " " // the space is there without any too, as in Docker
+		}
+		return writeLog(out, e, tty, stamps, before)
 	})
 	return endLogs(r, out, tty, err)
 }
@@ -115,18 +121,25 @@ func tailParam(raw string) int {
 	return n
 }
 
-// writeLog writes one log entry as logs shows it: details (a service's task),
-// then the time if asked for, then the line.
+// attrsText is what --details shows of a line's attributes, in the form that the
+// docker command reads: sorted and escaped.
+func attrsText(attrs map[string]string) string {
+	var pairs []string
+	for _, k := range slices.Sorted(maps.Keys(attrs)) {
+		pairs = append(pairs, url.QueryEscape(k)+"="+url.QueryEscape(attrs[k]))
+	}
+	return strings.Join(pairs, ",")
+}
+
+// writeLog writes one log entry as logs shows it: the time if asked for, then the
+// details with the space after them, then the line.
 func writeLog(w io.Writer, e engine.LogEntry, tty, stamps bool, details string) error {
 	var buf bytes.Buffer
 	if stamps {
 		buf.WriteString(e.Time.UTC().Format("2006-01-02T15:04:05.000000000Z07:00"))
 		buf.WriteByte(' ')
 	}
-	if details != "" {
-		buf.WriteString(details)
-		buf.WriteByte(' ')
-	}
+	buf.WriteString(details)
 	buf.Write(e.Line)
 	if tty {
 		_, err := w.Write(buf.Bytes())

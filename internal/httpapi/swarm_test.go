@@ -100,7 +100,7 @@ func (f *fakeSwarm) RemoveNetwork(_ context.Context, ref string) error {
 func (f *fakeSwarm) Logs(_ context.Context, service, task string, _ engine.LogsOptions, head func(bool), yield func(servicelogs.Entry) error) error {
 	f.called("logs %s%s", service, task)
 	head(false)
-	return yield(servicelogs.Entry{LogEntry: engine.LogEntry{Stream: "stdout", Line: []byte("hi\n")}, NodeID: "n", ServiceID: "s", TaskID: "t"})
+	return yield(servicelogs.Entry{LogEntry: engine.LogEntry{Stream: "stdout", Line: []byte("hi\n"), Attrs: map[string]string{"a": "1", "x": "y z", "com.docker.swarm.task.id": "another"}}, NodeID: "n", ServiceID: "s", TaskID: "t"})
 }
 
 // fakeNetworks are a host's own networks.
@@ -257,7 +257,7 @@ func TestServiceLogsSayWhose(t *testing.T) {
 	if _, err := stdcopy.StdCopy(&out, &out, rc); err != nil {
 		t.Fatal(err)
 	}
-	want := "com.docker.swarm.node.id=n,com.docker.swarm.service.id=s,com.docker.swarm.task.id=t hi\n"
+	want := "a=1,com.docker.swarm.node.id=n,com.docker.swarm.service.id=s,com.docker.swarm.task.id=t,x=y+z hi\n"
 	if out.String() != want {
 		t.Errorf("got %q", out.String())
 	}

@@ -33,7 +33,8 @@ type entry struct {
 	Stderr  bool  `json:"e,omitempty"`
 	Partial bool  `json:"p,omitempty"`
 	// Line is the text; JSON carries bytes in base64, so that any are welcome.
-	Line []byte `json:"l"`
+	Line  []byte            `json:"l"`
+	Attrs map[string]string `json:"a,omitempty"`
 }
 
 // Engine is what a node's end needs of its engine.
@@ -58,7 +59,7 @@ func Serve(e Engine) func(ctx context.Context, decode func(any) error, send func
 			Stdout: req.Stdout, Stderr: req.Stderr, Follow: req.Follow, Tail: req.Tail, Since: req.Since, Until: req.Until,
 		}
 		err = e.Logs(ctx, id, opts, func(bool) {}, func(l engine.LogEntry) error {
-			data, err := json.Marshal(entry{Time: l.Time.UnixNano(), Stderr: l.Stream == "stderr", Partial: l.Partial, Line: l.Line})
+			data, err := json.Marshal(entry{Time: l.Time.UnixNano(), Stderr: l.Stream == "stderr", Partial: l.Partial, Line: l.Line, Attrs: l.Attrs})
 			if err != nil {
 				return err
 			}
@@ -93,5 +94,5 @@ func decode(data []byte) (engine.LogEntry, error) {
 	if e.Stderr {
 		stream = "stderr"
 	}
-	return engine.LogEntry{Time: time.Unix(0, e.Time).UTC(), Stream: stream, Line: e.Line, Partial: e.Partial}, nil
+	return engine.LogEntry{Time: time.Unix(0, e.Time).UTC(), Stream: stream, Line: e.Line, Partial: e.Partial, Attrs: e.Attrs}, nil
 }

@@ -102,7 +102,8 @@ func (f *fakeFrames) Close() { f.stop() }
 // fakeEngine has a container for each task, which has written lines.
 type fakeEngine struct {
 	lines map[string][]string
-	fails error         // after the lines
+	fails error // after the lines
+	attrs map[string]string
 	more  chan struct{} // when it follows: closed when the container ends
 }
 
@@ -122,7 +123,7 @@ func (f *fakeEngine) Logs(ctx context.Context, ref string, opts engine.LogsOptio
 		if at.Before(opts.Since) {
 			continue
 		}
-		if err := yield(engine.LogEntry{Time: at, Stream: "stdout", Line: []byte(l)}); err != nil {
+		if err := yield(engine.LogEntry{Time: at, Stream: "stdout", Line: []byte(l), Attrs: f.attrs}); err != nil {
 			return err
 		}
 	}
@@ -173,6 +174,17 @@ func TestAllTasksOfAService(t *testing.T) {
 	want := "warning: incomplete log stream. some logs could not be retrieved for the following reasons: node n9 is not available"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
+	}
+	f.nodes["n1"].attrs = map[string]string{"tier": "front"}
+	r := &Reader{Control: f, Nodes: f}
+	err = r.Logs(t.Context(), "", "t1", engine.LogsOptions{Stdout: true, Tail: -1}, func(bool) {}, func(e Entry) error {
+		if e.Attrs["tier"] != "front" {
+			t.Errorf("%s: attributes %v", e.Line, e.Attrs)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 	got, err = collect(t.Context(), f, "", "t2", engine.LogsOptions{Stdout: true, Tail: -1})
 	if diff := cmp.Diff([]string{"t2@n2 c\xff"}, got); diff != "" || err != nil {

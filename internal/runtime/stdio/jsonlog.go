@@ -9,22 +9,23 @@ import (
 )
 
 // Log appends lines to a file in Docker's json-file format: one object a line,
-// {"log":"text\n","stream":"stdout","time":"RFC 3339"}. Text without its newline
-// is part of a longer line, or the unfinished last one. It is not safe for
-// concurrent use.
+// {"log":"text\n","stream":"stdout","attrs":{},"time":"RFC 3339"}, without attrs
+// if the container has none. Text without its newline is part of a longer line, or
+// the unfinished last one. It is not safe for concurrent use.
 type Log struct {
 	path     string
 	maxSize  int64
 	maxFiles int
+	attrs    string
 
 	f    *os.File
 	size int64
 	buf  []byte
 }
 
-// OpenLog opens the log at path for appending.
-func OpenLog(path string, maxSize int64, maxFiles int) (*Log, error) {
-	l := &Log{path: path, maxSize: maxSize, maxFiles: max(maxFiles, 1)}
+// OpenLog opens the log that s describes for appending.
+func OpenLog(s Spec) (*Log, error) {
+	l := &Log{path: s.Log, maxSize: s.MaxSize, maxFiles: max(s.MaxFiles, 1), attrs: s.Attrs}
 	return l, l.open()
 }
 
@@ -52,7 +53,13 @@ func (l *Log) Append(t time.Time, s Stream, line []byte) error {
 	l.buf = append(l.buf, text...)
 	l.buf = append(l.buf, `,"stream":"`...)
 	l.buf = append(l.buf, s.String()...)
-	l.buf = append(l.buf, `","time":"`...)
+	if l.attrs != "" {
+		l.buf = append(l.buf, `","attrs":`...)
+		l.buf = append(l.buf, l.attrs...)
+		l.buf = append(l.buf, `,"time":"`...)
+	} else {
+		l.buf = append(l.buf, `","time":"`...)
+	}
 	l.buf = t.UTC().AppendFormat(l.buf, time.RFC3339Nano)
 	l.buf = append(l.buf, "\"}\n"...)
 	if l.maxSize > 0 && l.size+int64(from) > 0 && l.size+int64(len(l.buf)) > l.maxSize {
@@ -123,17 +130,4 @@ func rotated(path string, i int) string {
 		return path
 	}
 	return fmt.Sprintf("%s.%d", path, i)
-}
-
-// RemoveLog removes a log and its rotated files.
-func RemoveLog(path string) error {
-	for i := 0; ; i++ {
-		err := os.Remove(rotated(path, i))
-		if errors.Is(err, os.ErrNotExist) && i > 0 {
-			return nil
-		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
 }

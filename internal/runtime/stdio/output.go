@@ -43,7 +43,7 @@ type Output struct {
 func OpenOutput(s Spec) (*Output, error) {
 	o := &Output{clients: map[net.Conn]byte{}, done: make(chan struct{})}
 	if s.Log != "" {
-		l, err := OpenLog(s.Log, s.MaxSize, s.MaxFiles)
+		l, err := OpenLog(s)
 		if err != nil {
 			return nil, fmt.Errorf("container log: %w", err)
 		}

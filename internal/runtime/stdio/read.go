@@ -15,6 +15,7 @@ type Entry struct {
 	Time   time.Time
 	Stream string
 	Text   string
+	Attrs  map[string]string // nil if it has none
 }
 
 // Reader reads a log from the oldest of its files to the newest and goes on, at
@@ -234,12 +235,13 @@ func decode(line []byte) (Entry, bool) {
 		return Entry{}, false
 	}
 	var raw struct {
-		Log    string    `json:"log"`
-		Stream string    `json:"stream"`
-		Time   time.Time `json:"time"`
+		Log    string            `json:"log"`
+		Stream string            `json:"stream"`
+		Attrs  map[string]string `json:"attrs"`
+		Time   time.Time         `json:"time"`
 	}
 	if json.Unmarshal(line, &raw) != nil {
 		return Entry{}, false
 	}
-	return Entry{Time: raw.Time, Stream: raw.Stream, Text: raw.Log}, true
+	return Entry{Time: raw.Time, Stream: raw.Stream, Text: raw.Log, Attrs: raw.Attrs}, true
 }

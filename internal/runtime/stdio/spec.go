@@ -20,6 +20,7 @@ type Spec struct {
 	Log      string // the log's file; "" keeps none
 	MaxSize  int64  // bytes after which a file is rotated; 0: never
 	MaxFiles int    // how many files are kept, the current one included; at least 1
+	Attrs    string // what is written beside each line: a JSON object, or ""
 	Socket   string // where attaching clients connect
 	Exit     string // file that receives how the first process ended
 }
@@ -30,6 +31,9 @@ func (s Spec) URI() string {
 	q.Set("log", s.Log)
 	q.Set("max-size", strconv.FormatInt(s.MaxSize, 10))
 	q.Set("max-file", strconv.Itoa(s.MaxFiles))
+	if s.Attrs != "" {
+		q.Set("attrs", s.Attrs)
+	}
 	q.Set("socket", s.Socket)
 	q.Set("exit", s.Exit)
 	return Scheme + ":?" + q.Encode()
@@ -45,7 +49,7 @@ func ParseURI(uri string) (s Spec, ok bool, err error) {
 	if err != nil {
 		return Spec{}, true, fmt.Errorf("stdio %q: %w", uri, err)
 	}
-	s = Spec{Log: q.Get("log"), Socket: q.Get("socket"), Exit: q.Get("exit")}
+	s = Spec{Log: q.Get("log"), Attrs: q.Get("attrs"), Socket: q.Get("socket"), Exit: q.Get("exit")}
 	if s.MaxSize, err = strconv.ParseInt(q.Get("max-size"), 10, 64); err != nil {
 		return Spec{}, true, fmt.Errorf("stdio max-size: %w", err)
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 func TestURI(t *testing.T) {
-	want := Spec{Log: "/a b/c?d&e.log", MaxSize: 123, MaxFiles: 4, Socket: "/s#x", Exit: "/e"}
+	want := Spec{Log: "/a b/c?d&e.log", MaxSize: 123, MaxFiles: 4, Attrs: `{"a":"b&c #\n"}`, Socket: "/s#x", Exit: "/e"}
 	got, ok, err := ParseURI(want.URI())
 	if err != nil || !ok || got != want {
 		t.Errorf("%+v %v %v", got, ok, err)
@@ -35,7 +35,7 @@ func TestURI(t *testing.T) {
 func TestReadWhileWritten(t *testing.T) {
 	for step := 1; step < 40; step++ {
 		path := filepath.Join(t.TempDir(), "log")
-		l, err := OpenLog(path, 1000, 50)
+		l, err := OpenLog(Spec{Log: path, MaxSize: 1000, MaxFiles: 50})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -77,7 +77,7 @@ func TestReadWhileWritten(t *testing.T) {
 		if read != 200 {
 			t.Errorf("step %d: %d lines", step, read)
 		}
-		if err := errors.Join(r.Close(), l.Close(), RemoveLog(path)); err != nil {
+		if err := errors.Join(r.Close(), l.Close()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -85,7 +85,7 @@ func TestReadWhileWritten(t *testing.T) {
 
 func TestFormat(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	l, err := OpenLog(path, 0, 1)
+	l, err := OpenLog(Spec{Log: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +98,31 @@ func TestFormat(t *testing.T) {
 	want = strings.ReplaceAll(want, "\ufffd", `\ufffd`)
 	if err != nil || string(got) != want {
 		t.Errorf("got  %swant %s", got, want)
+	}
+}
+
+func TestAttrs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := OpenLog(Spec{Log: path, Attrs: `{"tier":"front"}`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	if err := errors.Join(l.Append(at, Stdout, []byte("x\n")), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(path)
+	if want := `{"log":"x\n","stream":"stdout","attrs":{"tier":"front"},"time":"2026-01-02T03:04:05Z"}` + "\n"; err != nil || string(got) != want {
+		t.Errorf("got  %swant %s", got, want)
+	}
+	r, err := OpenReader(path, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	e, err := r.Next()
+	if diff := cmp.Diff(Entry{Time: at, Stream: "stdout", Text: "x\n", Attrs: map[string]string{"tier": "front"}}, e); err != nil || diff != "" {
+		t.Error(err, diff)
 	}
 }
 
