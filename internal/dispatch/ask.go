@@ -159,28 +159,27 @@ func (c *codec) item(it *cluster.Item, body []byte) error {
 	var v any
 	switch it.Kind {
 	case cluster.ItemTask:
-		it.Task = new(cluster.WantedTask)
-		v = it.Task
+		v = fresh(&it.Task)
 	case cluster.ItemNetwork:
-		it.Network = new(cluster.WantedNetwork)
-		v = it.Network
+		v = fresh(&it.Network)
 	case cluster.ItemPeer:
-		it.Peer = new(cluster.Peer)
-		v = it.Peer
+		v = fresh(&it.Peer)
 	case cluster.ItemEndpoint:
-		it.Endpoint = new(cluster.Endpoint)
-		v = it.Endpoint
+		v = fresh(&it.Endpoint)
 	case cluster.ItemService:
-		it.Service = new(cluster.VirtualService)
-		v = it.Service
+		v = fresh(&it.Service)
 	case cluster.ItemSecret:
-		it.Secret = new(cluster.Secret)
-		v = it.Secret
+		v = fresh(&it.Secret)
 	case cluster.ItemConfig:
-		it.Config = new(cluster.Config)
-		v = it.Config
+		v = fresh(&it.Config)
 	default:
 		return nil // of a neighbouring version
 	}
 	return c.dec.Unmarshal(body, v)
+}
+
+// fresh points a field at a new value and returns it.
+func fresh[T any](field **T) *T {
+	*field = new(T)
+	return *field
 }
