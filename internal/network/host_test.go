@@ -229,19 +229,23 @@ func echo(t *testing.T, ns, proto string, port int) {
 	}))
 }
 
-// patience is how long a call waits before it counts as blocked.
-const patience = 500 * time.Millisecond
+// patience is how long a call waits that is to get through, and brief one that is
+// to be blocked.
+const (
+	patience = 10 * time.Second
+	brief    = 500 * time.Millisecond
+)
 
 // call asks an echo from a namespace and returns the address it saw.
-func call(ns, proto, to string) (netip.Addr, error) {
+func call(ns, proto, to string, wait time.Duration) (netip.Addr, error) {
 	var seen netip.Addr
 	err := namespace.DoAt(ns, func(netns.NsHandle) error {
-		c, err := net.DialTimeout(proto+"4", to, patience)
+		c, err := net.DialTimeout(proto+"4", to, wait)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
+		c.SetDeadline(time.Now().Add(wait))
 		if proto == "udp" {
 			if _, err := c.Write([]byte("?")); err != nil {
 				return err
@@ -263,7 +267,7 @@ func call(ns, proto, to string) (netip.Addr, error) {
 // comes from that address.
 func reaches(t *testing.T, what, ns, proto, to, from string) {
 	t.Helper()
-	seen, err := call(ns, proto, to)
+	seen, err := call(ns, proto, to, patience)
 	if err != nil {
 		t.Errorf("%s (%s %s): %v", what, proto, to, err)
 	} else if from != "" && seen.String() != from {
@@ -273,7 +277,7 @@ func reaches(t *testing.T, what, ns, proto, to, from string) {
 
 func blocked(t *testing.T, what, ns, proto, to string) {
 	t.Helper()
-	if seen, err := call(ns, proto, to); err == nil {
+	if seen, err := call(ns, proto, to, brief); err == nil {
 		t.Errorf("%s (%s %s): got through, as %s", what, proto, to, seen)
 	}
 }

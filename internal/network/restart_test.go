@@ -149,7 +149,7 @@ func TestRulesComeBack(t *testing.T) {
 		return c.Flush()
 	}))
 	eventually(t, "rules are back", func() bool {
-		_, err := call(h.outside, "tcp", hostAddr+":8080")
+		_, err := call(h.outside, "tcp", hostAddr+":8080", brief)
 		return err == nil
 	})
 	// The operator's chain is there, and what it drops is dropped.

@@ -259,7 +259,7 @@ func hostOf(a net.Addr) string {
 	return h
 }
 
-const patience = 2 * time.Second
+const patience = 5 * time.Second
 
 // ask makes one exchange from a namespace: tcp, udp (connected) or udpun
 // (unconnected, from a wildcard socket).
