@@ -114,7 +114,7 @@ func (c *Config) Validate() error {
 	switch c.LogDriver {
 	case "json-file", "local", "none":
 	default:
-		return cluster.Invalidf("log driver %q is not implemented (json-file, local and none are)", c.LogDriver)
+		return cluster.Invalidf("log driver %q is not built yet (json-file, local and none are)", c.LogDriver)
 	}
 	if c.MTU < 0 {
 		return cluster.Invalidf("invalid default MTU value: %d", c.MTU)

@@ -69,7 +69,7 @@ func TestWhatADaemonIsToldWrong(t *testing.T) {
 		{nil, `[`, "unexpected end of JSON input"},
 		{[]string{"--data-root", "here"}, "", "must be absolute"},
 		{[]string{"--log-level", "loud"}, "", "invalid logging level: loud"},
-		{[]string{"--log-driver", "syslog"}, "", `log driver "syslog" is not implemented`},
+		{[]string{"--log-driver", "syslog"}, "", `log driver "syslog" is not built yet`},
 		{[]string{"--label", "x"}, "", "bad attribute format: x"},
 		{[]string{"--default-address-pool", "base=10.0.0.0/8,size=4"}, "", "size must lie between"},
 		{[]string{"--default-address-pool", "base=10.0.0.0/8,colour=4"}, "", "unexpected key 'colour'"},

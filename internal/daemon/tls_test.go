@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -17,6 +18,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/internal/httpapi"
 )
@@ -57,6 +60,11 @@ func certificate(t *testing.T, dir, name string, parent *x509.Certificate, signe
 	return c, key
 }
 
+// alone is in no swarm.
+type alone struct{ httpapi.Member }
+
+func (alone) Info(context.Context) swarm.Info { return swarm.Info{} }
+
 func TestTLSVerifiesClients(t *testing.T) {
 	dir := t.TempDir()
 	ca, signer := certificate(t, dir, "ca", nil, nil)
@@ -76,7 +84,7 @@ func TestTLSVerifiesClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	api := &httpapi.Server{Log: slog.New(slog.DiscardHandler)}
+	api := &httpapi.Server{Member: alone{}, Log: slog.New(slog.DiscardHandler)}
 	go api.Serve(t.Context(), ls[0])
 
 	roots := x509.NewCertPool()

@@ -9,10 +9,11 @@ import (
 	"github.com/skep-dev/skep/internal/cluster"
 )
 
-// absent answers 501 and says by name what skep does not do yet.
+// absent answers 501 and says by name what skep does not do yet. what is in the
+// singular.
 func absent(what string) handler {
 	return func(http.ResponseWriter, *http.Request) error {
-		return cluster.NotImplementedf("%s is not implemented", what)
+		return cluster.NotImplementedf("%s is not built yet", what)
 	}
 }
 
@@ -24,14 +25,14 @@ func (s *Server) absentRoutes() []route {
 		{"POST /build", absent("building images (docker build)")},
 		{"POST /build/prune", buildPrune},
 		{"POST /build/cancel", absent("building images (docker build)")},
-		{"POST /session", absent("BuildKit sessions (docker build)")},
-		{"POST /grpc", absent("BuildKit sessions (docker build)")},
+		{"POST /session", absent("a BuildKit session (docker build)")},
+		{"POST /grpc", absent("a BuildKit session (docker build)")},
 		{"POST /commit", absent("making an image of a container (docker commit)")},
 		{"GET /plugins", pluginList},
-		{"GET /plugins/privileges", absent("plugins (docker plugin)")},
-		{"GET /plugins/{name...}", absent("plugins (docker plugin)")},
-		{"POST /plugins/{name...}", absent("plugins (docker plugin)")},
-		{"DELETE /plugins/{name...}", absent("plugins (docker plugin)")},
+		{"GET /plugins/privileges", absent("managing plugins (docker plugin)")},
+		{"GET /plugins/{name...}", absent("managing plugins (docker plugin)")},
+		{"POST /plugins/{name...}", absent("managing plugins (docker plugin)")},
+		{"DELETE /plugins/{name...}", absent("managing plugins (docker plugin)")},
 	}
 }
 

@@ -23,8 +23,8 @@ func bodyRoutes(s *Server) (all []string) {
 		}
 		switch {
 		case strings.HasSuffix(path, "/create") && !strings.HasPrefix(path, "/images"),
-			strings.HasSuffix(path, "/update"), strings.HasSuffix(path, "connect"),
-			strings.HasPrefix(path, "/swarm/") && path != "/swarm/leave", path == "/auth",
+			strings.HasSuffix(path, "/update") && path != "/containers/{id}/update", strings.HasSuffix(path, "connect"),
+			strings.HasPrefix(path, "/swarm/") && path != "/swarm/leave",
 			path == "/containers/{id}/exec", path == "/exec/{id}/start":
 			all = append(all, strings.NewReplacer("{id}", "box", "{name}", "box").Replace(path))
 		}

@@ -27,9 +27,9 @@ func (s *Server) containerRoutes() []route {
 		{"GET /containers/{id}/attach/ws", absent("attaching over a websocket")},
 		{"GET /containers/{id}/archive", absent("copying files out of a container (docker cp)")},
 		{"PUT /containers/{id}/archive", absent("copying files into a container (docker cp)")},
-		{"GET /containers/{id}/checkpoints", absent("checkpoints")},
-		{"POST /containers/{id}/checkpoints", absent("checkpoints")},
-		{"DELETE /containers/{id}/checkpoints/{checkpoint}", absent("checkpoints")},
+		{"GET /containers/{id}/checkpoints", absent("checkpointing a container (docker checkpoint)")},
+		{"POST /containers/{id}/checkpoints", absent("checkpointing a container (docker checkpoint)")},
+		{"DELETE /containers/{id}/checkpoints/{checkpoint}", absent("checkpointing a container (docker checkpoint)")},
 		{"POST /containers/{id}/start", s.containerStart},
 		{"POST /containers/{id}/stop", s.containerStop},
 		{"POST /containers/{id}/restart", s.containerRestart},
@@ -37,7 +37,7 @@ func (s *Server) containerRoutes() []route {
 		{"POST /containers/{id}/pause", s.containerPause},
 		{"POST /containers/{id}/unpause", s.containerUnpause},
 		{"POST /containers/{id}/rename", s.containerRename},
-		{"POST /containers/{id}/update", s.containerUpdate},
+		{"POST /containers/{id}/update", absent("changing a container's resources or restart policy (docker update)")},
 		{"POST /containers/{id}/resize", s.containerResize},
 		{"POST /containers/{id}/wait", s.containerWait},
 		{"POST /containers/{id}/attach", s.containerAttach},
@@ -216,25 +216,6 @@ func (s *Server) containerUnpause(w http.ResponseWriter, r *http.Request) error 
 
 func (s *Server) containerRename(w http.ResponseWriter, r *http.Request) error {
 	return noContent(w, s.Containers.Rename(r.Context(), r.PathValue("id"), r.URL.Query().Get("name")))
-}
-
-// containerUpdate is not in the engine's contract yet; the request is parsed so
-// that a malformed one still says what is wrong with it.
-func (s *Server) containerUpdate(w http.ResponseWriter, r *http.Request) error {
-	var req container.UpdateConfig
-	if err := readJSON(r, &req); err != nil {
-		return err
-	}
-	u, ok := s.Containers.(updater)
-	if !ok {
-		return cluster.NotImplementedf("changing a container's resources or restart policy (docker update) is not implemented")
-	}
-	resp, err := u.Update(r.Context(), r.PathValue("id"), req)
-	if err != nil {
-		return err
-	}
-	resp.Warnings = orEmpty(resp.Warnings)
-	return writeJSON(w, http.StatusOK, resp)
 }
 
 func (s *Server) containerResize(w http.ResponseWriter, r *http.Request) error {

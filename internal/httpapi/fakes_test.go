@@ -13,12 +13,14 @@ import (
 	"github.com/moby/moby/api/types/events"
 	apiimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/skep-dev/skep/internal/cluster"
 	"github.com/skep-dev/skep/internal/engine"
 	"github.com/skep-dev/skep/internal/image"
+	"github.com/skep-dev/skep/internal/servicelogs"
 )
 
 // fakeEngine is an engine of one container, "box", whose behaviour a test sets.
@@ -150,7 +152,7 @@ func (f *fakeImages) Save(_ context.Context, refs []string, w io.Writer) error {
 // serve starts a server of fakes and a client of the newest API for it.
 func serve(t *testing.T, e *fakeEngine, i *fakeImages) (*httptest.Server, *client.Client) {
 	t.Helper()
-	s := &Server{Host: Host{ID: "h", Version: "1"}, Containers: e, Images: i, Log: slog.New(slog.DiscardHandler)}
+	s := &Server{Host: Host{ID: "h", Version: "1"}, Containers: e, Images: i, Member: noMember{}, Logs: noMember{}, Control: noControl, Log: slog.New(slog.DiscardHandler)}
 	srv := httptest.NewServer(s.Handler())
 	t.Cleanup(srv.Close)
 	c, err := client.New(client.WithHost("tcp://" + srv.Listener.Addr().String()))
@@ -159,4 +161,33 @@ func serve(t *testing.T, e *fakeEngine, i *fakeImages) (*httptest.Server, *clien
 	}
 	t.Cleanup(func() { c.Close() })
 	return srv, c
+}
+
+// noMember answers as a node that is in no swarm.
+type noMember struct{}
+
+func (noMember) Info(context.Context) swarm.Info {
+	return swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}
+}
+func (noMember) Init(context.Context, swarm.InitRequest) (string, error) {
+	return "", cluster.NotImplementedf("this daemon cannot start a swarm")
+}
+func (noMember) Join(context.Context, swarm.JoinRequest) error {
+	return cluster.NotImplementedf("this daemon cannot join a swarm")
+}
+func (noMember) Leave(context.Context, bool) error {
+	return cluster.Unavailablef("This node is not part of a swarm")
+}
+func (noMember) Unlock(context.Context, string) error {
+	return cluster.Unavailablef("This node is not part of a swarm")
+}
+
+func (noMember) Logs(context.Context, string, string, engine.LogsOptions, func(bool), func(servicelogs.Entry) error) error {
+	return errNotManager()
+}
+
+func noControl() (Control, error) { return nil, errNotManager() }
+
+func errNotManager() error {
+	return cluster.Unavailablef(`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
 }

@@ -28,9 +28,8 @@ const (
 	MaxAPIVersion = "1.56"
 )
 
-// Server answers the Engine API with the help of the rooms in its fields. Without
-// Member, Control and Logs it is that of a node that can join no swarm; the
-// others must be set.
+// Server answers the Engine API with the help of the rooms in its fields, all of
+// which must be set.
 type Server struct {
 	Host       Host
 	Containers Containers
@@ -68,12 +67,6 @@ func (s *Server) routes() []route {
 
 // Handler returns the API as one HTTP handler.
 func (s *Server) Handler() http.Handler {
-	if s.Member == nil {
-		s.Member = noMember{}
-	}
-	if s.Logs == nil {
-		s.Logs = noMember{}
-	}
 	mux := http.NewServeMux()
 	for _, rt := range s.routes() {
 		mux.Handle(rt.pattern, s.wrap(rt.serve))

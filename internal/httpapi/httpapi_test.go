@@ -70,8 +70,11 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"POST", "/v1.41/containers/create", `{"Image":"a"} {}`, 400, "unexpected content after JSON"},
 		{"POST", "/v1.41/containers/create", "", 400, "invalid JSON: got EOF while reading request body"},
 		{"POST", "/v1.41/containers/create", `{"Image":"absent"}`, 404, "No such image: absent:latest"},
-		{"POST", "/v1.41/build", "", 501, "building images (docker build) is not implemented"},
-		{"GET", "/v1.41/containers/box/archive?path=/", "", 501, "copying files out of a container (docker cp) is not implemented"},
+		{"POST", "/v1.41/build", "", 501, "building images (docker build) is not built yet"},
+		{"GET", "/v1.41/containers/box/archive?path=/", "", 501, "copying files out of a container (docker cp) is not built yet"},
+		{"POST", "/v1.41/containers/box/update", "{", 501, "changing a container's resources or restart policy (docker update) is not built yet"},
+		{"POST", "/v1.41/auth", "{}", 501, "checking credentials with a registry (docker login) is not built yet"},
+		{"POST", "/v1.41/plugins/pull", "", 501, "managing plugins (docker plugin) is not built yet"},
 		{"GET", "/v1.41/containers/json?filters=x", "", 400, "invalid filter: invalid character 'x' looking for beginning of value"},
 		{"GET", "/v1.41/containers/json?limit=x", "", 400, `invalid value for limit: strconv.Atoi: parsing "x": invalid syntax`},
 		{"GET", "/v1.41/containers/box/logs", "", 400, "Bad parameters: you must choose at least one stream"},
@@ -114,7 +117,7 @@ func TestStatusOfErrorKinds(t *testing.T) {
 
 func TestServeEndsInOrderWithAFollowerOn(t *testing.T) {
 	e := &fakeEngine{waits: make(chan engine.WaitResult)} // never ends
-	s := &Server{Containers: e, Log: slog.New(slog.DiscardHandler)}
+	s := &Server{Containers: e, Member: noMember{}, Log: slog.New(slog.DiscardHandler)}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

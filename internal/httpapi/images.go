@@ -25,7 +25,7 @@ func (s *Server) imageRoutes() []route {
 		// An image's name may hold slashes, so what is asked of it is told by the end.
 		{"GET /images/{name...}", byEnd(map[string]handler{
 			"/json": s.imageInspect, "/history": s.imageHistory, "/get": s.imageGet,
-			"/attestations": absent("attestations of an image"),
+			"/attestations": absent("listing an image's attestations"),
 		})},
 		{"POST /images/{name...}", byEnd(map[string]handler{
 			"/tag": s.imageTag, "/push": s.imagePush,
@@ -166,7 +166,7 @@ func (s *Server) imagePrune(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(filters["label"])+len(filters["label!"]) > 0 {
-		return cluster.NotImplementedf("pruning images by label is not implemented")
+		return cluster.NotImplementedf("pruning images by label is not built yet")
 	}
 	dangling, err := boolFilter(filters, "dangling", true)
 	if err != nil {
@@ -228,7 +228,7 @@ func (s *Server) imageCreate(w http.ResponseWriter, r *http.Request) error {
 	if from := q.Get("fromImage"); from != "" {
 		ref := joinTag(strings.TrimSpace(from), q.Get("tag"))
 		if ref == from && !strings.Contains(from[strings.LastIndexByte(from, '/')+1:], ":") && !strings.Contains(from, "@") {
-			return cluster.NotImplementedf("pulling all tags of an image is not implemented: name one")
+			return cluster.NotImplementedf("pulling all tags of an image is not built yet: name one")
 		}
 		return stream.finish(s.Images.Pull(r.Context(), ref, platform, authHeader(r), stream.progress))
 	}
@@ -237,7 +237,7 @@ func (s *Server) imageCreate(w http.ResponseWriter, r *http.Request) error {
 	case "":
 		return cluster.Invalidf("fromImage or fromSrc must be given")
 	default:
-		return cluster.NotImplementedf("importing an image from an address is not implemented: fetch it and import from standard input")
+		return cluster.NotImplementedf("importing an image from an address is not built yet: fetch it and import from standard input")
 	}
 	ref := q.Get("repo")
 	if ref != "" {

@@ -84,14 +84,3 @@ type Networks interface {
 	List(ctx context.Context) ([]network.Inspect, error)
 	Inspect(ctx context.Context, ref string) (network.Inspect, error)
 }
-
-// loginChecker is what an image store has that can ask a registry whether it
-// takes credentials; it returns the status to show.
-type loginChecker interface {
-	Login(ctx context.Context, auth registry.AuthConfig) (status string, err error)
-}
-
-// updater is what an engine has that can change a container's resources.
-type updater interface {
-	Update(ctx context.Context, ref string, cfg container.UpdateConfig) (container.UpdateResponse, error)
-}

@@ -151,12 +151,7 @@ func (s *Server) swarmRoutes() []route {
 }
 
 // control returns the swarm's state, or why this node cannot tell it.
-func (s *Server) control() (Control, error) {
-	if s.Control == nil {
-		return nil, errNotManager()
-	}
-	return s.Control()
-}
+func (s *Server) control() (Control, error) { return s.Control() }
 
 func (s *Server) nodeRemove(w http.ResponseWriter, r *http.Request) error {
 	c, err := s.control()

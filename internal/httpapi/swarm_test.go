@@ -132,7 +132,7 @@ func aNetwork(id, name, scope, driver string) network.Inspect {
 
 func serveSwarm(t *testing.T, sw *fakeSwarm, nets Networks) (*httptest.Server, *client.Client) {
 	t.Helper()
-	s := &Server{Networks: nets, Log: slog.New(slog.DiscardHandler)}
+	s := &Server{Networks: nets, Member: noMember{}, Logs: noMember{}, Control: noControl, Log: slog.New(slog.DiscardHandler)}
 	if sw != nil {
 		s.Member, s.Logs, s.Control = sw, sw, func() (Control, error) { return sw, nil }
 	}

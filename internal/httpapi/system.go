@@ -60,7 +60,7 @@ func (s *Server) systemRoutes() []route {
 		{"GET /info", s.info},
 		{"GET /events", s.events},
 		{"GET /system/df", s.diskUsage},
-		{"POST /auth", s.auth},
+		{"POST /auth", absent("checking credentials with a registry (docker login)")},
 	}
 }
 
@@ -223,23 +223,6 @@ func openFiles() int {
 		return -1
 	}
 	return len(names)
-}
-
-// auth answers docker login: whether the registry takes the credentials.
-func (s *Server) auth(w http.ResponseWriter, r *http.Request) error {
-	var cfg registry.AuthConfig
-	if err := readJSON(r, &cfg); err != nil {
-		return err
-	}
-	c, ok := s.Images.(loginChecker)
-	if !ok {
-		return cluster.NotImplementedf("checking credentials with a registry (docker login) is not implemented")
-	}
-	st, err := c.Login(r.Context(), cfg)
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, registry.AuthResponse{Status: st})
 }
 
 // diskUsage answers system df in the shape of the client's version: totals for

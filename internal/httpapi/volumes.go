@@ -22,7 +22,7 @@ func (s *Server) volumeRoutes() []route {
 		{"POST /volumes/create", s.volumeCreate},
 		{"POST /volumes/prune", s.volumePrune},
 		{"GET /volumes/{name}", s.volumeInspect},
-		{"PUT /volumes/{name}", absent("updating cluster volumes")},
+		{"PUT /volumes/{name}", absent("updating cluster volumes (docker volume update)")},
 		{"DELETE /volumes/{name}", s.volumeRemove},
 	}
 }
@@ -46,7 +46,7 @@ func (s *Server) volumeCreate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if req.ClusterVolumeSpec != nil {
-		return cluster.NotImplementedf("cluster volumes are not implemented")
+		return cluster.NotImplementedf("cluster volumes are not built yet")
 	}
 	v, err := s.Volumes.Create(r.Context(), req)
 	if err != nil {

@@ -72,15 +72,15 @@ func checkCreate(req network.CreateRequest) error {
 	case req.Driver == driverHost || req.Driver == driverNull:
 		return cluster.Deniedf("only one instance of %q network is allowed", req.Driver)
 	case req.Driver == "macvlan" || req.Driver == "ipvlan":
-		return cluster.NotImplementedf("networks of driver %s are not implemented", req.Driver)
+		return cluster.NotImplementedf("networks of driver %s are not built yet", req.Driver)
 	case req.Driver != "" && req.Driver != driverBridge && req.Driver != network.NetworkDefault:
 		return cluster.NotFoundf("could not find plugin %s in v1 plugin registry: plugin not found", req.Driver)
 	case req.EnableIPv6 != nil && *req.EnableIPv6:
-		return cluster.NotImplementedf("IPv6 on bridge networks is not implemented")
+		return cluster.NotImplementedf("IPv6 on bridge networks is not built yet")
 	case req.EnableIPv4 != nil && !*req.EnableIPv4:
-		return cluster.NotImplementedf("networks without IPv4 are not implemented")
+		return cluster.NotImplementedf("networks without IPv4 are not built yet")
 	case req.ConfigOnly || req.ConfigFrom != nil && req.ConfigFrom.Network != "":
-		return cluster.NotImplementedf("config-only networks are not implemented")
+		return cluster.NotImplementedf("config-only networks are not built yet")
 	case req.Ingress:
 		return cluster.Invalidf("ingress network cannot be of driver bridge")
 	}
@@ -148,7 +148,7 @@ func (r *netRecord) readIPAM(ipam *network.IPAM) error {
 	r.IPAM.Options = ipam.Options
 	for _, c := range ipam.Config {
 		if c.Subnet.IsValid() && !c.Subnet.Addr().Is4() {
-			return cluster.NotImplementedf("IPv6 on bridge networks is not implemented")
+			return cluster.NotImplementedf("IPv6 on bridge networks is not built yet")
 		}
 		if r.Subnet.IsValid() {
 			return cluster.Invalidf("bridge driver doesn't support multiple subnets")

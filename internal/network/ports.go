@@ -56,7 +56,7 @@ func parsePorts(ports network.PortMap, defaultIP netip.Addr) ([]wish, error) {
 	for port, hosts := range ports {
 		if _, ok := protocols[string(port.Proto())]; !ok {
 			if port.Proto() == network.SCTP {
-				return nil, cluster.NotImplementedf("publishing SCTP ports is not implemented")
+				return nil, cluster.NotImplementedf("publishing SCTP ports is not built yet")
 			}
 			return nil, cluster.Invalidf("invalid protocol: %s", port.Proto())
 		}
@@ -72,7 +72,7 @@ func parsePorts(ports network.PortMap, defaultIP netip.Addr) ([]wish, error) {
 				if w.HostIP.IsUnspecified() {
 					w.HostIP = netip.IPv4Unspecified() // decision 0041
 				} else {
-					return nil, cluster.NotImplementedf("publishing on the IPv6 address %s is not implemented", w.HostIP)
+					return nil, cluster.NotImplementedf("publishing on the IPv6 address %s is not built yet", w.HostIP)
 				}
 			}
 			var err error

@@ -375,7 +375,7 @@ func badArchives(f *fleet) {
 	if len(left) > 0 {
 		f.t.Errorf("archives have written outside of their images: %v", left)
 	}
-	a.refused(501, "importing an image from an address is not implemented", "POST", "/images/create?fromSrc=file:///etc/passwd", "")
+	a.refused(501, "importing an image from an address is not built yet", "POST", "/images/create?fromSrc=file:///etc/passwd", "")
 }
 
 func tarOf(pairs ...string) []byte {
