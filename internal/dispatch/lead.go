@@ -30,6 +30,7 @@ const (
 	planShare       = 4 // planning takes at most one part in planShare of the time
 	firstIdle       = 250 * time.Microsecond
 	longestIdle     = 10 * time.Millisecond
+	tellPause       = 200 * time.Microsecond // before the next pass, for each node that was told something: sending costs too
 	longestInterval = time.Hour
 )
 
@@ -42,6 +43,7 @@ type lead struct {
 	in     chan func()
 	done   chan struct{} // closed when the leadership is over
 
+	all      *Session // what every node is told of the swarm
 	sessions map[string]*session
 	lives    map[string]*life
 	holds    map[string]*hold
@@ -184,43 +186,61 @@ func (l *lead) pass() {
 		l.srv.Log.Error("what nodes are to be told", "err", err)
 	}
 	l.forget(v)
-	period, told := l.period(), false
-	all := Session{
-		Period: period, Managers: managers(v), Leader: l.srv.Identity.Peer().NodeID, GossipKey: l.srv.gossipKey(v),
-	}
+	period, told := l.period(), 0
+	l.know(v, period)
 	for _, n := range v.Nodes() {
 		if l.lives[n.ID] == nil {
 			l.lives[n.ID] = &life{until: start.Add(gracePeriods * period)}
 			l.soon(l.lives[n.ID].until)
 		}
-		sess := l.sessions[n.ID]
-		if sess == nil {
-			continue
-		}
-		tell(sess, n, all)
-		items, complete := l.plan.next(n.ID, &sess.cur)
-		if !complete && len(items) == 0 {
-			continue
-		}
-		told = true
-		if !sess.add(items, complete, l.plan.pass) {
-			sess.close(errSlow)
+		if sess := l.sessions[n.ID]; sess != nil && l.tell(sess, n) {
+			told++
 		}
 	}
 	l.releaseHolds(start)
 	l.pause(start, told)
 }
 
-// pause says when the next pass may be. In a burst of writes that concern no node
-// the passes become rarer; one that had something to tell is followed at once.
-func (l *lead) pause(start time.Time, told bool) {
+// know notes what nodes are told of the swarm.
+func (l *lead) know(v store.View, period time.Duration) {
+	all := &Session{
+		Period: period, Managers: managers(v), Leader: l.srv.Identity.Peer().NodeID, GossipKey: l.srv.gossipKey(v),
+	}
+	if l.all == nil || !reflect.DeepEqual(all, l.all) {
+		l.all = all
+	}
+}
+
+// tell hands a node what has changed for it since it was last told, and reports
+// whether any of its items have.
+func (l *lead) tell(sess *session, n *cluster.Node) bool {
+	if role := CertificateRole(n); sess.told != l.all || sess.role != role || sess.avail != n.Spec.Availability {
+		info := *l.all
+		info.Role, info.Availability = role, n.Spec.Availability
+		sess.told, sess.role, sess.avail = l.all, role, n.Spec.Availability
+		sess.put(func() { sess.info = &info })
+	}
+	items, complete := l.plan.next(n.ID, &sess.cur)
+	if !complete && len(items) == 0 {
+		return false
+	}
+	if !sess.add(items, complete, l.plan.pass) {
+		sess.close(errSlow)
+	}
+	return true
+}
+
+// pause says when the next pass may be, given how many nodes this one told
+// something. In a burst of writes that concern no node the passes become rarer;
+// one that had something to tell to few is followed at once.
+func (l *lead) pause(start time.Time, told int) {
 	now := time.Now()
-	if told || start.Sub(l.notUntil) > longestIdle {
+	if told > 0 || start.Sub(l.notUntil) > longestIdle {
 		l.idle = 0
 	} else {
 		l.idle = min(longestIdle, max(firstIdle, 2*l.idle))
 	}
-	l.notUntil = now.Add(max(l.idle, (planShare-1)*now.Sub(start)))
+	l.notUntil = now.Add(max(l.idle, (planShare-1)*now.Sub(start)) + time.Duration(told)*tellPause)
 }
 
 // forget drops what belongs to nodes and tasks that are gone.
@@ -280,15 +300,6 @@ func (l *lead) letGo(h *hold) bool {
 	return true
 }
 
-// tell sends a node what it should know of the swarm, when that has changed.
-func tell(sess *session, n *cluster.Node, info Session) {
-	info.Role, info.Availability = CertificateRole(n), n.Spec.Availability
-	if sess.told != nil && reflect.DeepEqual(&info, sess.told) {
-		return
-	}
-	sess.put(func() { sess.info, sess.told = &info, &info })
-}
-
 // CertificateRole returns the role a node's certificate should give it: a
 // manager that is to be a worker stays one until it has left the Raft group.
 func CertificateRole(n *cluster.Node) swarm.NodeRole {
@@ -342,8 +353,8 @@ func (l *lead) admit(sess *session, hello *Hello, now time.Time) error {
 	l.alive(sess.node)
 	l.srv.Store.ObserveNode(sess.node, cluster.NodeStatus{})
 	l.writer.node(sess.node, registration(sess, hello, now))
+	l.tell(sess, n) // at once what the last pass found; the others hear of it in the next
 	l.again = true
-	l.notUntil = now // a node that just came is told at once
 	return nil
 }
 

@@ -24,6 +24,9 @@ import (
 	"github.com/skep-dev/skep/internal/store"
 )
 
+// connBuffer is how much of a connection is read at a time.
+const connBuffer = 4 << 10
+
 // Members changes the Raft group. Its methods are called on the leader only.
 type Members interface {
 	// AddVoter makes a node a voter that is reached at addr, or gives it a new
@@ -86,6 +89,9 @@ func (s *Server) Run(ctx context.Context, lis net.Listener) error {
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(1024),
+		// Most sessions say little most of the time, and two buffers of 32 KB for
+		// each would be a third of a manager's memory.
+		grpc.ReadBufferSize(connBuffer), grpc.WriteBufferSize(2*connBuffer), grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
 	"google.golang.org/grpc"
 
 	"github.com/skep-dev/skep/internal/cluster"
@@ -32,14 +33,18 @@ type session struct {
 	node string
 	peer pki.Peer
 	addr string // where the node connects from
-	cur  cursor // the leader's loop alone uses it
+
+	// The leader's loop alone uses these.
+	cur   cursor
+	told  *Session // what was last put in, but for role and availability
+	role  swarm.NodeRole
+	avail swarm.NodeAvailability
 
 	wake chan struct{}
 	end  chan error // why the leader ends it; capacity 1
 
 	mu      sync.Mutex
 	info    *Session // to be sent
-	told    *Session // last put in
 	beat    uint64
 	opens   []*open
 	batch   *batch
