@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/plugin"
@@ -30,7 +31,7 @@ func (s *Server) absentRoutes() []route {
 		{"POST /commit", absent("making an image of a container (docker commit)")},
 		{"GET /plugins", pluginList},
 		{"GET /plugins/privileges", absent("managing plugins (docker plugin)")},
-		{"GET /plugins/{name...}", absent("managing plugins (docker plugin)")},
+		{"GET /plugins/{name...}", pluginInspect},
 		{"POST /plugins/{name...}", absent("managing plugins (docker plugin)")},
 		{"DELETE /plugins/{name...}", absent("managing plugins (docker plugin)")},
 	}
@@ -42,4 +43,9 @@ func buildPrune(w http.ResponseWriter, _ *http.Request) error {
 
 func pluginList(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, plugin.ListResponse{})
+}
+
+// pluginInspect knows of no plugin: docker inspect asks for one last of all.
+func pluginInspect(_ http.ResponseWriter, r *http.Request) error {
+	return cluster.NotFoundf("plugin %q not found", strings.TrimSuffix(r.PathValue("name"), "/json"))
 }

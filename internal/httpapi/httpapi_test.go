@@ -74,6 +74,7 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"GET", "/v1.41/containers/box/archive?path=/", "", 501, "copying files out of a container (docker cp) is not built yet"},
 		{"POST", "/v1.41/containers/box/update", "{", 501, "changing a container's resources or restart policy (docker update) is not built yet"},
 		{"POST", "/v1.41/auth", "{}", 501, "checking credentials with a registry (docker login) is not built yet"},
+		{"GET", "/v1.41/plugins/x/y/json", "", 404, `plugin "x/y" not found`},
 		{"POST", "/v1.41/plugins/pull", "", 501, "managing plugins (docker plugin) is not built yet"},
 		{"GET", "/v1.41/containers/json?filters=x", "", 400, "invalid filter: invalid character 'x' looking for beginning of value"},
 		{"GET", "/v1.41/containers/json?limit=x", "", 400, `invalid value for limit: strconv.Atoi: parsing "x": invalid syntax`},
