@@ -270,7 +270,9 @@ func churn(ctx context.Context, root string) error {
 			for {
 				req := CreateRequest{}
 				req.Request.Config = &container.Config{Image: "busybox:1", Cmd: []string{"sleep", "1000"}}
-				req.Request.HostConfig = &container.HostConfig{NetworkMode: "none", Mounts: []mount.Mount{{Type: mount.TypeVolume, Source: "shared", Target: "/v"}}}
+				req.Request.HostConfig = &container.HostConfig{NetworkMode: "none", Mounts: []mount.Mount{
+					{Type: mount.TypeVolume, Source: "shared", Target: "/v"}, withSubpath("kept", "sub", "/s"),
+				}}
 				c, err := e.Create(ctx, req)
 				if err == nil {
 					err = e.Start(ctx, c.ID)
@@ -294,6 +296,7 @@ func churn(ctx context.Context, root string) error {
 func TestKilled(t *testing.T) {
 	r := newRig(t)
 	tmpfsVolume(t, r, "shared")
+	r.must(os.Mkdir(filepath.Join(plainVolume(t, r, "kept"), "sub"), 0o755))
 	root := filepath.Dir(r.cfg.DataRoot)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

@@ -126,6 +126,9 @@ func (e *Engine) clear(ctx context.Context, rec *record, r *run) {
 // removeBundle removes a bundle, but never through a file system that is still
 // mounted in it.
 func removeBundle(dir string) error {
+	if err := unpinSubpaths(dir); err != nil {
+		return err
+	}
 	if err := os.Remove(filepath.Join(dir, "rootfs")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		if err := ctrmount.UnmountRecursive(filepath.Join(dir, "rootfs"), 0); err != nil {
 			return err

@@ -216,6 +216,14 @@ func fromMount(m mount.Mount) (mountPoint, error) {
 		if m.Source != "" && !validName.MatchString(m.Source) {
 			return mountPoint{}, cluster.Invalidf("create %s: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", m.Source, m.Source)
 		}
+		if o := m.VolumeOptions; o != nil && o.Subpath != "" {
+			if m.Source == "" {
+				return mountPoint{}, bad("must not set Subpath when using anonymous volumes")
+			}
+			if !filepath.IsLocal(o.Subpath) {
+				return mountPoint{}, bad("subpath must be a relative path within the volume")
+			}
+		}
 		return volumeMount(m.Source, m.Target, m.ReadOnly, m), nil
 	case mount.TypeTmpfs:
 		if m.Source != "" {
@@ -304,7 +312,7 @@ func (e *Engine) copyUp(ctx context.Context, rec record, m *mountPoint) (err err
 // bindMounts mounts the container's volumes and returns its mounts for the OCI spec.
 func (e *Engine) bindMounts(ctx context.Context, rec record) ([]specs.Mount, error) {
 	var list []specs.Mount
-	for _, m := range rec.Mounts {
+	for i, m := range rec.Mounts {
 		switch m.Type {
 		case mount.TypeTmpfs:
 			list = append(list, tmpfs(m))
@@ -315,11 +323,8 @@ func (e *Engine) bindMounts(ctx context.Context, rec record) ([]specs.Mount, err
 				return nil, err
 			}
 			if o := m.Spec.VolumeOptions; o != nil && o.Subpath != "" {
-				if src, err = fs.RootPath(src, o.Subpath); err != nil {
+				if src, err = pinSubpath(rec.RunDir, src, o.Subpath, i); err != nil {
 					return nil, err
-				}
-				if _, err := os.Stat(src); err != nil {
-					return nil, cluster.Invalidf("cannot access path %s: %s", o.Subpath, err)
 				}
 			}
 			m.Source = src

@@ -156,6 +156,9 @@ func (e *Engine) launch(ctx context.Context, c *ctr, rec *record) (r *run, err e
 		_, _ = shim.Tasks.Delete(ctx, &taskapi.DeleteRequest{ID: rec.ID})
 	})
 	rec.State.Pid, rec.Shim = int(created.Pid), shim.Name
+	if err := unpinSubpaths(rec.RunDir); err != nil { // tried again when it ends
+		e.log.Warn("subpath still mounted", "container", rec.ID[:12], "err", err)
+	}
 	e.connectPending(ctx, c, shim)
 	if _, err := shim.Tasks.Start(ctx, &taskapi.StartRequest{ID: rec.ID}); err != nil {
 		return nil, launchError(err)
