@@ -25,6 +25,7 @@ type rooms struct {
 	volumes  *volume.Store
 	networks *network.Manager
 	link     *link
+	founded  chan struct{} // swarm tells swarmevents that a swarm was begun
 	closers  []func() error
 }
 
@@ -41,7 +42,7 @@ func (r *rooms) close() error {
 // volume stores ask the engine who uses a thing, and it is made from them: what
 // they are told about it is bound late.
 func open(ctx context.Context, c *Config, log *slog.Logger) (_ *rooms, err error) {
-	r := &rooms{link: &link{}}
+	r := &rooms{link: &link{}, founded: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.close())

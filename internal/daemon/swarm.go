@@ -34,7 +34,7 @@ func membership(c *Config, host httpapi.Host, r *rooms, log *slog.Logger) (*swar
 		return nil, err
 	}
 	node := swarm.New(swarm.Config{
-		Dir: filepath.Join(c.DataRoot, "swarm"),
+		Dir: filepath.Join(c.DataRoot, "swarm"), Founded: r.founded,
 		NewAgent: func(nodeID string) swarm.Agent {
 			return agent.New(agent.Config{
 				Dir: filepath.Join(c.DataRoot, "agent"), RunDir: filepath.Join(c.ExecRoot, "agent"),
@@ -95,7 +95,7 @@ func swarmState(node *swarm.Node) func() (httpapi.Control, error) {
 
 // swarmEvents publishes what changes in the swarm while node is a manager.
 func swarmEvents(node *swarm.Node, r *rooms) *swarmevents.Watcher {
-	return &swarmevents.Watcher{Publish: r.engine.PublishSwarm, State: func() (*store.Store, error) {
+	return &swarmevents.Watcher{Publish: r.engine.PublishSwarm, Woken: r.founded, State: func() (*store.Store, error) {
 		c, err := node.Control()
 		if err != nil {
 			return nil, err

@@ -119,6 +119,12 @@ func (m *member) manage(ctx context.Context) error {
 	}
 	m.manager.Store(mgr)
 	defer m.manager.Store(nil)
+	if m.boot != nil && !m.force {
+		select {
+		case m.cfg.Founded <- struct{}{}:
+		default: // nobody asked, or it is signalled already
+		}
+	}
 	return mgr.run(ctx)
 }
 

@@ -39,6 +39,9 @@ type Config struct {
 	Describe func() api.NodeDescription
 	// Streams answer what managers ask of this node, by kind ("logs"). Optional.
 	Streams map[string]dispatch.StreamHandler
+	// Founded is signalled, without waiting, when this node has begun a swarm and
+	// its state can be read, before Init returns. Its capacity is 1. Optional.
+	Founded chan<- struct{}
 	// DefaultAdvertise is the daemon's --swarm-default-advertise-addr. Optional.
 	DefaultAdvertise string
 	// Host, Listen, Dial and GossipPort stand in for the real machine in tests.

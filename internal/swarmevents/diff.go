@@ -50,6 +50,9 @@ func diffKind[T any](typ events.Type, last, now []*T, describe func(*T) object) 
 			last = last[1:]
 		case len(last) == 0 || is.id < was.id:
 			add(events.ActionCreate, is, nil)
+			if is.settled {
+				add(events.ActionUpdate, is, nil)
+			}
 			now = now[1:]
 		default:
 			if attrs, changed := changes(was, is); changed {
@@ -74,7 +77,7 @@ func changes(last, now object) (attrs map[string]string, changed bool) {
 			attrs[key+".old"] = was
 		}
 	}
-	return attrs, len(attrs) > 0 || last.version != now.version || last.name != now.name
+	return attrs, len(attrs) > 0 || last.version != now.version || last.settled != now.settled || last.name != now.name
 }
 
 func itoa(n uint64) string { return strconv.FormatUint(n, 10) }

@@ -24,6 +24,9 @@ const lookShare = 100
 type Watcher struct {
 	// State returns the swarm's state, or an error while this node is no manager.
 	State func() (*store.Store, error)
+	// Woken is signalled when this node has begun a swarm. Otherwise the watcher
+	// finds within lookAgain that it is a manager: what was there is no news then.
+	Woken <-chan struct{}
 	// Publish is *engine.Engine's PublishSwarm.
 	Publish func(typ events.Type, action events.Action, actor events.Actor)
 }
@@ -34,25 +37,36 @@ func (w *Watcher) Run(ctx context.Context) error {
 	tick := time.NewTicker(lookAgain)
 	defer tick.Stop()
 	looked := time.Now()
-	for {
+	for ctx.Err() == nil {
 		if st, err := w.State(); err == nil {
-			w.follow(ctx, st, looked, tick.C)
+			looked = w.follow(ctx, st, looked, tick.C)
+			continue // there may be another already
 		}
 		looked = time.Now()
 		select {
 		case <-tick.C:
+		case <-w.Woken:
 		case <-ctx.Done():
-			return nil
 		}
 	}
+	return nil
 }
 
-// follow watches one store for as long as it is this node's. What came since is
-// news.
-func (w *Watcher) follow(ctx context.Context, st *store.Store, since time.Time, tick <-chan time.Time) {
+// follow watches one store for as long as it is this node's, and returns when it
+// was last seen to be. What came since is news.
+func (w *Watcher) follow(ctx context.Context, st *store.Store, since time.Time, tick <-chan time.Time) (seen time.Time) {
 	wake, stop := st.Watch(store.KindService, store.KindNode, store.KindNetwork, store.KindSecret, store.KindConfig)
 	defer stop()
+	seen = time.Now()
 	last := look(st.View()).before(since)
+	ours := func() bool {
+		now := time.Now()
+		if cur, err := w.State(); err != nil || cur != st {
+			return false
+		}
+		seen = now
+		return true
+	}
 	for {
 		start := time.Now()
 		now := look(st.View())
@@ -69,11 +83,15 @@ func (w *Watcher) follow(ctx context.Context, st *store.Store, since time.Time, 
 		select {
 		case <-wake:
 		case <-tick:
-			if cur, err := w.State(); err != nil || cur != st {
-				return
+			if !ours() {
+				return seen
+			}
+		case <-w.Woken:
+			if !ours() {
+				return seen
 			}
 		case <-ctx.Done():
-			return
+			return seen
 		}
 	}
 }
@@ -87,6 +105,9 @@ type object struct {
 	facts map[string]string
 	// version changes with what users wrote, which is news even when no fact is.
 	version uint64
+	// settled is true of a network that has its subnet. That it came to have it is
+	// an update of its own, however soon after the network itself.
+	settled bool
 }
 
 // picture is what events tell of, as the store lists it: sorted by id. The store
@@ -122,7 +143,7 @@ func older[T any](list []*T, since time.Time, describe func(*T) object) (out []*
 }
 
 func networkObject(n *cluster.Network) object {
-	return object{id: n.ID, name: n.Spec.Name, created: n.CreatedAt}
+	return object{id: n.ID, name: n.Spec.Name, created: n.CreatedAt, settled: n.Subnet.IsValid()}
 }
 
 func secretObject(s *cluster.Secret) object {

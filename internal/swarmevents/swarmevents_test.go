@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -111,6 +112,66 @@ func TestTheLifeOfAService(t *testing.T) {
 			web("remove", map[string]string{}),
 		}
 		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestANewSwarm: a swarm that this node begins is watched from its first moment,
+// also right after another was left.
+func TestANewSwarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var cur atomic.Pointer[store.Store]
+		var got []string
+		woken := make(chan struct{}, 1)
+		w := &Watcher{Woken: woken, State: func() (*store.Store, error) {
+			if st := cur.Load(); st != nil {
+				return st, nil
+			}
+			return nil, errors.New("no manager")
+		}, Publish: func(typ events.Type, action events.Action, actor events.Actor) {
+			got = append(got, string(typ)+" "+string(action)+" "+actor.Attributes["name"])
+		}}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- w.Run(ctx) }()
+		time.Sleep(lookAgain * 5 / 4)
+		for range 2 {
+			st := store.New()
+			cur.Store(st)
+			select {
+			case woken <- struct{}{}:
+			default:
+			}
+			synctest.Wait()
+			var index uint64
+			apply := func(c store.Change) {
+				t.Helper()
+				index++
+				if err := st.Apply(index, store.Entry{At: time.Now(), Changes: []store.Change{c}}); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+			}
+			apply(store.CreateConfig(&cluster.Config{ID: "c0", Spec: &swarm.ConfigSpec{Annotations: swarm.Annotations{Name: "conf"}}}))
+			apply(store.DeleteConfig(st.View().Config("c0")))
+			net := &cluster.Network{ID: "n0", Spec: &swarm.NetworkSpec{Annotations: swarm.Annotations{Name: "later"}}}
+			apply(store.CreateNetwork(net))
+			n := *st.View().Network("n0")
+			n.Subnet = netip.MustParsePrefix("10.0.1.0/24")
+			apply(store.UpdateNetwork(&n))
+			apply(store.CreateNetwork(&cluster.Network{
+				ID: "n1", Spec: &swarm.NetworkSpec{Annotations: swarm.Annotations{Name: "at once"}}, Subnet: netip.MustParsePrefix("10.0.2.0/24"),
+			}))
+			time.Sleep(lookAgain / 10)
+		}
+		once := []string{"config create conf", "config remove conf", "network create later", "network update later",
+			"network create at once", "network update at once"}
+		if d := cmp.Diff(append(once, once...), got); d != "" {
 			t.Error(d)
 		}
 		cancel()
