@@ -91,7 +91,7 @@ func (s *Server) Run(ctx context.Context, lis net.Listener) error {
 		grpc.MaxConcurrentStreams(1024),
 		// Most sessions say little most of the time, and two buffers of 32 KB for
 		// each would be a third of a manager's memory.
-		grpc.ReadBufferSize(connBuffer), grpc.WriteBufferSize(2*connBuffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(connBuffer), grpc.WriteBufferSize(2*connBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
