@@ -212,8 +212,12 @@ func (l *lead) know(v store.View, period time.Duration) {
 }
 
 // tell hands a node what has changed for it since it was last told, and reports
-// whether any of its items have.
+// whether any of its items have. A new node hears nothing before its name is in the
+// log: it has joined only when users can name it.
 func (l *lead) tell(sess *session, n *cluster.Node) bool {
+	if n.Description == nil {
+		return false
+	}
 	if role := CertificateRole(n); sess.told != l.all || sess.role != role || sess.avail != n.Spec.Availability {
 		info := *l.all
 		info.Role, info.Availability = role, n.Spec.Availability

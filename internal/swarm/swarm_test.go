@@ -129,6 +129,9 @@ func (f *five) made() {
 	for _, x := range []*host{f.w1, f.w2} {
 		start = time.Now()
 		x.join(m2, worker) // through a follower
+		if n := leaderOf(f.t, f.managers...).view().Node(x.NodeID()); n == nil || n.Description == nil {
+			f.t.Errorf("%s has joined, and nobody can name it: %v", x.name, n)
+		}
 		f.t.Logf("a worker's join took %v", time.Since(start))
 	}
 }
