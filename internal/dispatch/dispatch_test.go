@@ -280,6 +280,23 @@ func TestChangeOfLeader(t *testing.T) {
 	})
 }
 
+func TestNewNodeIsToldOnceItHasAName(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		oneLeader(w)
+		w.addNode("w9", worker)
+		w.lag = time.Second
+		n := w.node("w9", worker, "m1:2377")
+		settle(900 * time.Millisecond)
+		if n.told().Leader != "" {
+			t.Error("it has joined, and nobody can name it")
+		}
+		settle(time.Second)
+		if n.told().Leader == "" || w.store.View().Node("w9").Description == nil {
+			t.Errorf("it is named, and was told %+v", n.told())
+		}
+	})
+}
+
 func TestRegistrationsAreLimited(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		oneLeader(w)

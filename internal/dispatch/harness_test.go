@@ -38,7 +38,8 @@ type world struct {
 	voters map[string]string
 	dead   []string
 	deadCh chan struct{}
-	answer bool // what a probe finds
+	answer bool          // what a probe finds
+	lag    time.Duration // how long a write takes
 }
 
 func newWorld(t *testing.T) *world {
@@ -65,6 +66,7 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) Propose(_ context.Context, changes ...store.Change) error {
+	time.Sleep(w.lag)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.index++
